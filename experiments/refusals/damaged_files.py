@@ -48,15 +48,15 @@ def own():
     return stateless("""
 
 
-PART = """
+OWN_PART = """
 from jaxdistill.registry import {kind}
 
 
 @{kind}.register
 def own(student=None, teachers=(), objective=None, optimizer=None):
 """
-ALONE = "    made = models['mlp']((8,), 3)\n    return made._replace(apply=lambda p, s, b, **more: b['image'])\n"
-STATE = """    once = steps['offline'](student, teachers, objective, optimizer)
+BARE_LOGITS = "    made = models['mlp']((8,), 3)\n    return made._replace(apply=lambda p, s, b, **more: b['image'])\n"
+BARE_STATE = """    once = steps['offline'](student, teachers, objective, optimizer)
     return once._replace(update=lambda *arguments: once.update(*arguments)[0])
 """
 
@@ -279,10 +279,10 @@ FILES = (
                 "objective.own.weight=1",
                 OWN.replace("return stateless(", "return (") + "len)\n",
             ),
-            ("model", "is a number", "student.model=own()", PART.format(kind="models") + "    return 3\n"),
-            ("model", "returns logits alone", "student.model=own()", PART.format(kind="models") + ALONE),
-            ("step", "returns its state alone", "step=own()", PART.format(kind="steps") + STATE),
-            ("step", "is a dict", "step=own()", PART.format(kind="steps") + "    return {}\n"),
+            ("model", "is a number", "student.model=own()", OWN_PART.format(kind="models") + "    return 3\n"),
+            ("model", "returns logits alone", "student.model=own()", OWN_PART.format(kind="models") + BARE_LOGITS),
+            ("step", "returns its state alone", "step=own()", OWN_PART.format(kind="steps") + BARE_STATE),
+            ("step", "is a dict", "step=own()", OWN_PART.format(kind="steps") + "    return {}\n"),
         )
     ),
     ("Python without get_config", BASE, written("config.py", "x = 1\n")),

@@ -59,8 +59,8 @@ def reduce(out: Any, signals: Signals, reduction: Reduction = "token") -> Mean:
     the trainer GOLD of TRL.
 
     Args:
-        out: what the term's `apply` returns: values `[*batch]`; or `(values, mask)` with another mask, of truth values;
-            or a scalar, which counts as one value.
+        out: what the term's `apply` returns: values `[*batch]`; or `(values, mask)` with another mask; or a scalar,
+            which counts as one value.
         signals: the signals that the term was computed from. Its mask, `[*batch]`, is used if `out` is an array of
             values: 1 for a row or token that counts, 0 for padding.
         reduction: "token", or "text"; see `WeightedTerm`.
@@ -73,9 +73,6 @@ def reduce(out: Any, signals: Signals, reduction: Reduction = "token") -> Mean:
         if not hasattr(of, "ndim"):
             wanted = "values, one per row or a scalar, or a pair of values and mask"
             raise ValueError(f"a term returns {wanted}; its {part} is of type {type(of).__name__}")
-    if isinstance(out, tuple) and mask.dtype != bool:
-        cure = "return truth values, such as mask > 0, or the values alone"
-        raise ValueError(f"a term returns values, or values and their mask; its mask has the type {mask.dtype}: {cure}")
     if values.ndim == 0:  # every device has the whole scalar, so every device counts 1
         return Mean(values, jnp.ones(()))
     if values.shape != mask.shape:

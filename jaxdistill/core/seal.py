@@ -110,7 +110,7 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
         OSError: the disk or the network failed; the file may be good.
     """
     if isinstance(file, Path) and (file.is_fifo() or file.is_socket() or file.is_char_device()):
-        raise DamageError(f"{file} is no file, and reading it might never end")
+        raise DamageError(f"{file} is a pipe, a socket or a device, and no regular file")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

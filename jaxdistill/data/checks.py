@@ -92,7 +92,7 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
         return f"{short_repr(value)} is neither an array of numbers nor a text"
     if kind not in "SUbiuf":
         return f"values of type {array.dtype} are not supported"
-    if kind in "iu" and field == "image" and array.dtype != np.uint8:
+    if kind in "iu" and field == "image" and array.ndim > 1 and array.dtype != np.uint8:
         return f"pixels of type {array.dtype} would be read unscaled; give uint8 from 0 to 255, or scaled floats"
     if (kind in "SU") != (first.dtype.kind in "SU"):
         return f"{short_repr(value)} is of another type than the values before it"
@@ -112,15 +112,16 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
     elif kind == "f":
         with np.errstate(invalid="ignore", over="ignore"):
             narrow = column.astype(np.float32, copy=False)
-            if not np.isfinite(np.vdot(narrow, narrow)):  # one pass, finite if all squares are, but for huge sums
-                wrong = ~computable(narrow)
-                if wrong.any():
+            if field == "image" and not np.isfinite(np.vdot(narrow, narrow)):  # one pass; finite if all squares are
+                if (wrong := ~computable(narrow)).any():
                     yield _first(column, wrong, f"is {NOT_COMPUTABLE}")
-        if field.rpartition("/")[2] == "label_probs" and narrow.ndim > 1:
+            elif not np.isfinite(narrow.sum(dtype=np.float64)):  # one pass, finite if all values are
+                yield _first(column, ~np.isfinite(narrow), "is not a finite number in 32 bits")
+        if field.rpartition("/")[2] == "label_probs" and narrow.ndim > 1 and narrow.size:
             sums = narrow.sum(-1, dtype=np.float64)
             if narrow.min() < 0:
                 yield _first(column, narrow < 0, "is no probability of a class")
-            elif (wrong := abs(sums - 1) > SUM_TOLERANCE).any():
+            elif (wrong := (sums != 0) & (abs(sums - 1) > SUM_TOLERANCE)).any():  # 0: padding, or no label
                 yield _first(sums, wrong, "is the sum of the probabilities of the classes, which must be 1")
     elif kind in "iu" and column.size:
         low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1

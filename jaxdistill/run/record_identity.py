@@ -58,7 +58,6 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
         ConfigError: something has changed; what was measured before would stand beside what is measured now.
         DamageError: `FILE` is of another run.
     """
-    inputs = _inputs(data, teachers, config)
     try:
         content = seal.read(folder / FILE, {"contents": dict})
     except (FileNotFoundError, DamageError) as error:
@@ -67,14 +66,14 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             note(f"{folder / FILE} {state}: it cannot be checked whether the run began with these records")
     workdir.require_one_run(folder, FILE, content)
-    known = content["contents"]
+    known, inputs = content["contents"], _inputs(data, teachers, config)  # in which all processes meet
     changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
     if changed:
         texts = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)
         problem = f"{' and '.join(texts)} changed since the run in {str(folder)!r} began"
         raise ConfigError(changed[0].path, f"{problem}. Restore the files, or choose another --workdir.")
     hashes = {key: each.hash for key, each in inputs.items()}
-    return {folder / FILE: {"contents": {**known, **hashes}}} if known != {**known, **hashes} else {}
+    return {folder / FILE: {"contents": {**known, **hashes}}}
 
 
 def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[str, Input]:
@@ -92,6 +91,7 @@ def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> 
     inputs["student"] = Input("student.model", WEIGHTS, _hash_in_process_0(_identify_checkpoints, config.student.model))
     specs = {"student.model": config.student.model} | {f"{each.path}.model": each.spec for each in teachers.values()}
     sections = {"objective": config.objective, "task": config.task}
+    specs |= {"fusion": config.fusion, "step": config.step}
     specs |= {f"{key}.{name}.term": entry.term for key, terms in sections.items() for name, entry in terms.items()}
     for path, spec in specs.items():
         inputs[f"files of {path}"] = Input(path, "a file that it reads", _hash_in_process_0(_identify_files, spec))
@@ -106,26 +106,25 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 
 
 def _identify_weights(teacher: Teacher) -> str:
-    """Return a text that tells the weights of a teacher before the run from others; empty: they are random."""
+    """Return a fingerprint of the weights of a teacher before the run; empty: they are random."""
     is_known = teacher.checkpoint or parse(teacher.spec, teacher.path).name == "pretrained"
     return teacher_hash(teacher) if is_known and not teacher.trained_here else _identify_checkpoints(teacher.spec)
 
 
 def _identify_checkpoints(spec: str) -> str:
-    """Return a text that tells the checkpoints that a spec names from others; empty: it names none."""
+    """Return a fingerprint of the checkpoints that a spec names; empty: it names none."""
     sources = sources_of(spec)
     configs = [checkpoint_path(source) / "config.json" for source in sources]
     return " ".join([*map(fingerprint, sources), *(seal.sha256(file) for file in configs if file.is_file())])
 
 
 def _identify_files(spec: str) -> str:
-    """Return a text that tells small files that a spec names, such as a graph, from others; empty: it names none."""
+    """Return a fingerprint of the small files that a spec names, such as a graph; empty: it names none."""
     folders = [checkpoint_path(source) for source in sources_of(spec)]
     files = [folder / POOLING_FILE for folder in folders]
     values = [value for each in nested_specs(parse(spec, "")) for value in (*each.args, *each.kwargs.values())]
     paths = [Path(value).expanduser() for value in values if isinstance(value, str)]
-    for path in paths:  # a word may be the name of a file by chance
-        files += [path, path / VOCABULARY] if path.suffix or len(path.parts) > 1 else []
+    files += [file for path in paths for file in (path, path / VOCABULARY)]
     return " ".join(seal.sha256(file) for file in files if file.is_file() and file.suffix != ".gguf")
 
 
@@ -136,7 +135,7 @@ def _hash_in_process_0(identify: Callable[[Any], str], subject: Any) -> str:
     """
     known = ""
     if jax.process_index() == 0:
-        with contextlib.suppress(ConfigError, WeightsError, DamageError, OSError, ValueError):
+        with contextlib.suppress(ConfigError, WeightsError, DamageError, OSError, ValueError, RuntimeError):
             text = identify(subject)
             known = hashlib.sha256(text.encode()).hexdigest()[: workdir.NAME_DIGITS] if text else ""
     return workdir.agreed_name(known)

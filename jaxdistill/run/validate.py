@@ -71,6 +71,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.gate_is_trained_by_the_step,
         stage.own_models_can_be_evaluated,
         terms.terms_have_gradients,
+        terms.masks_are_no_outputs,
         stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,

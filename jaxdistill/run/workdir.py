@@ -185,6 +185,11 @@ def check_same_parts(workdir: Path, source: str) -> None:
     _require_same_parts(workdir, saved_record(workdir), source)
 
 
+def meet() -> None:
+    """Wait until every process of the run is here, such as before process 0 writes what the others have read."""
+    agreed_name("")
+
+
 def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
     recorded = (old or {}).get("source_sha256")
     if not (old and recorded and source) or seal.sha256(Path(source)) == recorded:
@@ -258,7 +263,8 @@ def locked(
                 again = "Wait until that process ends, and repeat the command, or choose another folder"
                 raise ConfigError(option, f"{problem}. {again}.") from None
             note(f"{problem}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass
         file.truncate(0)

@@ -134,13 +134,18 @@ def teacher_hash(teacher: Teacher) -> str:
 
 
 def _architecture(teacher: Teacher) -> dict[str, str]:
-    """Return hashes of the config.json of a teacher's pretrained model and of how it pools tokens, if it has them."""
+    """Return hashes of the config.json of a teacher's pretrained model and of how it pools tokens; else nothing."""
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained":
         return {}
     folder = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-    files = {"architecture": folder / "config.json", "pooling": folder / POOLING_FILE}
-    return {name: seal.sha256(file) for name, file in files.items() if file.is_file()}
+    if not (folder / "config.json").is_file():
+        return {}
+    pooling = folder / POOLING_FILE
+    return {
+        "architecture": seal.sha256(folder / "config.json"),
+        "pooling": seal.sha256(pooling) if pooling.is_file() else "",
+    }
 
 
 def weights_hash(teacher: Teacher) -> str:

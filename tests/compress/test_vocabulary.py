@@ -158,6 +158,9 @@ def test_a_folder_of_something_else_is_not_replaced(world, tmp_path, capsys):
     assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == sorted(vocabulary.FILES)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("mine")
+    (tmp_path / "cut" / ".git").mkdir()
+    assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(tmp_path / "cut")]) == 0
+    assert (tmp_path / "cut" / ".git").is_dir()
     (tmp_path / "cut" / "notes.txt").write_text("mine")
     for name, other in (("tokenizer", "tokenizer.json"), ("cut", "notes.txt")):
         capsys.readouterr()

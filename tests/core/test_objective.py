@@ -83,10 +83,11 @@ def test_tokens_are_weighed_alike_whatever_their_sequence():
 
 
 def test_a_term_may_know_better_what_counts():
-    own = jnp.array([0, 1, 1, 0]) > 0
-    means, total, _ = evaluate({"a": says((VALUES, own)), "b": says(VALUES)}, {"train": masked(1, 1, 0, 0)})
-    assert (means["a"].sum, means["a"].count, means["b"].sum, means["b"].count) == (6, 2, 3, 2)
-    assert total == 3 + 1.5
+    for kind in (bool, jnp.int32, jnp.float32):
+        own = jnp.array([0, 1, 1, 0], kind)
+        means, total, _ = evaluate({"a": says((VALUES, own)), "b": says(VALUES)}, {"train": masked(1, 1, 0, 0)})
+        assert (means["a"].sum, means["a"].count, means["b"].sum, means["b"].count) == (6, 2, 3, 2)
+        assert total == 3 + 1.5
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_link_that_leads_to_itself_is_damage(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(DamageError, match=r"x\.json is no file"):
+    with pytest.raises(DamageError, match=r"x\.json is a pipe, a socket or a device"):
         seal.read(tmp_path / "x.json", {})
 
 

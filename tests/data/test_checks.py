@@ -81,12 +81,14 @@ def test_a_value_that_no_model_reads_is_named(changed, said, place, monkeypatch,
 
 
 def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
-    for number in ("1e+300", "1e+20"):  # the norm of a row of features would be infinite
-        said = rf"record 1, field 'x': {re.escape(number)} at \[0\] is not a finite number in 32 bits, or its square is"
+    for field, number in (("x", "1e+300"), ("image", "1e+300"), ("image", "1e+20")):  # whose norm would be infinite
+        said = rf"record 1, field '{field}': {re.escape(number)} at \[0\] is not a finite number in 32 bits"
         with pytest.raises(ConfigError, match=said):
-            opened([{"x": np.array([x])} for x in (2.0, float(number))], monkeypatch, tmp_path)
+            opened([{field: np.array([x])} for x in (2.0, float(number))], monkeypatch, tmp_path)
     many = np.full(40, 1.5e19)  # the sum of their squares is infinite, each square is not
-    assert len(opened([{"x": many}, {"x": many}], monkeypatch, tmp_path)) == 2
+    assert len(opened([{"image": many}, {"image": many}], monkeypatch, tmp_path)) == 2
+    lowest = np.full(2, np.finfo(np.float32).min)  # of a mask that is added to logits
+    assert len(opened([{"bias": lowest}, {"bias": lowest}], monkeypatch, tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,10 @@ def test_soft_labels_are_probabilities(row, said, monkeypatch, tmp_path):
     assert len(opened([good] * 2, monkeypatch, tmp_path)) == 2
     with pytest.raises(ConfigError, match=rf"record 1, field 'label_probs': {said}"):
         opened([good, {"label_probs": np.float16(row)}], monkeypatch, tmp_path)
+    padded = {"label_probs": np.float32([[0.5, 0.5], [0, 0]])}  # of a text of one token
+    assert len(opened([padded] * 2, monkeypatch, tmp_path)) == 2
+    with pytest.raises(ConfigError, match=r"record 1, field 'label_probs': .* at \[1\] is the sum"):
+        opened([padded, {"label_probs": np.float32([[0.5, 0.5], [1, 1]])}], monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint16])
@@ -108,6 +114,7 @@ def test_whole_numbers_of_other_types_are_no_pixels(dtype, monkeypatch, tmp_path
     """Models scale uint8 pixels alone."""
     with pytest.raises(ConfigError, match=rf"record 0, field 'image': pixels of type {np.dtype(dtype)} would be read"):
         opened([{"image": np.ones((2, 2, 1), dtype)}] * 2, monkeypatch, tmp_path)
+    assert len(opened([{"image": np.ones(3, dtype)}] * 2, monkeypatch, tmp_path)) == 2  # features, which are not scaled
 
 
 def test_the_type_of_a_field_is_that_of_its_first_record_in_every_batch(monkeypatch, tmp_path):

@@ -299,3 +299,17 @@ def test_records_are_read_a_few_at_a_time(monkeypatch):
     assert not records.in_memory and max(taken) == 1
     batch = records.take(np.array([7, 3, 41]))
     assert batch["text"].tolist() == [everything(records)["text"][place] for place in (7, 3, 41)]
+
+
+def test_files_that_are_no_images_are_told(capsys):
+    for n in range(8):
+        Path("p", "xy"[n % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (9 * n, 0, 0)).save(f"p/{'xy'[n % 2]}/{n}.png")
+    opened("table(path='p')")
+    assert "skipped" not in capsys.readouterr().err
+    for name in ("x/photo.heic", "x/more.svg", "y/photo.heic", "loose.png", "x/.hidden"):
+        Path("p", name).touch()
+    assert len(opened("table(path='p')")) + len(opened("table(path='p')", "test")) == 8
+    said = capsys.readouterr().err
+    assert "note: p/loose.png: skipped, since images are" in said
+    assert "note: p/x/more.svg and 1 more files: skipped" in said and "note: p/y/photo.heic: skipped" in said

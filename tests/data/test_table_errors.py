@@ -166,9 +166,9 @@ def test_a_number_beyond_the_classes_that_a_file_defines_is_named(code):
         classes.codes([code], 7, "a.parquet")
 
 
-def test_half_of_a_letter_is_neither_text_nor_label():
+def test_an_unpaired_surrogate_is_neither_text_nor_label():
     lines = [{"text": "a", "kind": "x"}] * 4
-    for field, said in (("text", "record 4: 'text' has half of a letter"), ("kind", "record 4: .* is no label")):
+    for field, said in (("text", "record 4: 'text' has an unpaired surrogate"), ("kind", "record 4: .* is no label")):
         Path("half.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in [*lines, {**lines[0], field: "\ud800"}])
         )

@@ -183,11 +183,15 @@ def test_a_label_without_a_share_of_its_own_adds_nothing_either():
 
 
 def test_labels_that_do_not_fit_are_told_with_the_cure():
-    seen = signals()
+    towers = signals()
+    seen = replace(towers, student=replace(towers.student, text_embedding=None))
     for spec in ("related_labels(edges=((0, 5),))", "graph(edges=((0, 5),))"):
         with pytest.raises(ValueError, match="the graph names class 5, but the student has 5"):
             values(spec, seen)
     assert np.isfinite(values("graph(edges=((0, 4),))", seen))
+    embeds = replace(seen.student, logits=seen.student.embedding)  # of 4 numbers, and no classes
+    for student in (embeds, towers.student):
+        assert np.isfinite(values("graph(edges=((0, 9),))", replace(seen, student=student)))
     index = replace(seen, batch={"index": seen.batch["label"]})
     assert np.isfinite(values("graph(edges=((0, 5),), node='index')", index))
     with pytest.raises(ValueError, match="target='labels' is not a field"):

@@ -210,6 +210,17 @@ def test_a_graph_that_changes_is_noticed(home, tmp_path):
         jaxdistill.distill(config, tmp_path / "run", QUIET)
 
 
+def test_a_vocabulary_of_any_name_is_an_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    seen = set()
+    for content in ("one", "two", "one"):
+        (tmp_path / "words" / "vocabulary.json").write_text(content)
+        seen.add(record_identity._identify_files("bert(keep='words', width=8)"))
+    assert len(seen) == 2 and "" not in seen
+    assert record_identity._hash_in_process_0(record_identity._identify_files, "x(file='~nobody/y')") == ""
+
+
 def test_checkpoints_are_found_at_any_depth_of_a_spec():
     assert sources_of("towers(images=vit(size=8), texts=lora(pretrained('a/b'), rank=2), width=4)") == ("a/b",)
     assert sources_of("cut(source='c', layers=2)") == sources_of("pretrained(source='c')") == ("c",)

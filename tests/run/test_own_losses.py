@@ -147,7 +147,7 @@ def logits_of(rows=None):
         (lambda: own_model(lambda *_, **__: (jnp.ones((16, 3)), {})), "the model returns ShapeDtypeStruct for a batch"),
         (lambda: own_model(init=lambda *_: {}), r"init of the model returns \{\}; return \(params, state\)"),
         (lambda: 3, "own_net in .*test_own_losses returned 3; return Model, see jaxdistill.core.interfaces.Model"),
-        (lambda: logits_of(16), "of a batch of evaluate.batch_size=8 rows the model returns logits of 16 rows"),
+        (lambda: logits_of(16), "the model returns 16 rows of logits for a batch of 8 rows"),
     ],
 )
 def test_what_an_own_model_returns_is_checked_before_its_teachers_are_trained(home, make, said):
@@ -174,7 +174,10 @@ def named(name, make):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (lambda s: (s.student.logits.sum(-1), s.teacher.logits.sum(-1)), "its mask has the type float32: return truth"),
+        (
+            lambda s: (s.student.logits.sum(-1), s.teacher.logits.sum(-1)),
+            "returns a pair, whose second part is its mask",
+        ),
         (lambda s: fails(RuntimeError("by hand")), r"RuntimeError: by hand \(test_own_losses\.py, line \d+\)"),
         (lambda s: fails(KeyError("a")), r"KeyError: 'a' \(test_own_losses"),
         (lambda s: fails(AssertionError()), r"AssertionError \(test_own_losses"),

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import threading
+import time
 
 import pytest
 import runs
@@ -206,6 +208,23 @@ def test_two_sweeps_refuse_each_other(tmp_path):
             pass
     with workdir.locked(tmp_path):  # it is free again
         pass
+
+
+def test_a_lock_may_be_waited_for(tmp_path, capsys):
+    order = []
+
+    def second():
+        with workdir.locked(tmp_path, wait=True):
+            order.append("second")
+
+    with workdir.locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "waiting for it" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def told(**arms: list[float]) -> dict:

@@ -13,7 +13,7 @@ from jaxdistill.core.errors import short_repr
 from jaxdistill.data.checks import NOT_COMPUTABLE, computable
 from jaxdistill.data.table.record_reader import Chunk, TableError
 
-HALF_LETTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON may have and UTF-8 has not
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may have one alone, UTF-8 may not
 NO_LABEL = -1  # the code of a record without a label
 FEW_CLASSES = 20  # more are labels only if each stands, on average, for two records
 
@@ -195,7 +195,7 @@ def label_name(value: Any) -> str | None:
     if not isinstance(value, str | int):
         return None
     text = str(value).strip()
-    if HALF_LETTER.search(text):
+    if not text.isascii() and SURROGATE.search(text):
         return None
     return None if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*", text) else text
 
@@ -264,8 +264,8 @@ def _texts(values: Sequence[Any], first: int, file: str, column: str) -> list[st
         if not isinstance(value, str):
             problem = "is missing" if value is None else f"is {short_repr(value)}, not a text"
             raise TableError(f"{file}, record {number}: {column!r} {problem}. Correct it, or leave the record out.")
-        if HALF_LETTER.search(value):
-            problem = f"{file}, record {number}: {column!r} has half of a letter, which no file can hold"
+        if not value.isascii() and SURROGATE.search(value):
+            problem = f"{file}, record {number}: {column!r} has an unpaired surrogate, which is not valid Unicode"
             raise TableError(f"{problem}. Correct it, or leave the record out.")
         if "\0" in value:
             problem = f"{file}, record {number}: {column!r} has a zero byte, as no text has"
@@ -318,9 +318,10 @@ def _float32(values: Any) -> np.ndarray:
         TypeError: a value is no number, or truth values stand among numbers.
     """
     each = values if isinstance(values, list | tuple) else [values]
-    if any(isinstance(value, str) and ("_" in value or "\0" in value) for value in each):
+    kinds = set(map(type, each))
+    if str in kinds and any(isinstance(value, str) and ("_" in value or "\0" in value) for value in each):
         raise ValueError
-    if any(isinstance(value, bool) for value in each) and not all(isinstance(value, bool) for value in each):
+    if bool in kinds and len(kinds) > 1:
         raise TypeError
     with np.errstate(over="ignore"):
         array = np.asarray(values)

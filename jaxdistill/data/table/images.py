@@ -24,6 +24,7 @@ def open_class_folders(folder: Path) -> RecordReader:
         TableError: there are no such folders, or a class has no images.
     """
     classes = class_folders(folder)
+    _note_skipped(sorted(folder.iterdir()))
     listed = {place.name: files_in(place) for place in classes}
     if empty := [name for name, files in listed.items() if not files]:
         raise TableError(f"{folder / empty[0]} has no images ({', '.join(SUFFIXES)}).")
@@ -58,14 +59,21 @@ def files_in(folder: Path) -> list[Path]:
     Raises:
         TableError: a link leads to no file.
     """
-    named = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    all_files = sorted(folder.rglob("*"))
+    named = [file for file in all_files if file.suffix.lower() in SUFFIXES]
     if lost := [file for file in named if file.is_symlink() and not file.exists()]:
         raise TableError(f"{lost[0]} is a link to a file that does not exist. Restore the file, or remove the link.")
-    found = [file for file in named if file.is_file()]
-    others = sorted(file for file in folder.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
-    if skipped := [file for file in others if file not in set(found)]:
-        note(f"{skipped[0]}{f' and {len(skipped) - 1:,} more files' * (len(skipped) > 1)}: no images, not read")
-    return found
+    image_files = [file for file in named if file.is_file()]
+    known = set(image_files)
+    _note_skipped([file for file in all_files if file not in known])
+    return image_files
+
+
+def _note_skipped(places: Sequence[Path]) -> None:
+    """Print a note about files that are not read, such as photos in a format that is not known."""
+    if files := [place for place in places if not (place.name.startswith(".") or place.is_dir())]:
+        others = f" and {len(files) - 1:,} more files" * (len(files) > 1)
+        note(f"{files[0]}{others}: skipped, since images are {', '.join(SUFFIXES)} files in the folder of a class")
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:

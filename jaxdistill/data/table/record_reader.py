@@ -23,8 +23,8 @@ class TextFormat(NamedTuple):
     delimiter: str = ""
 
 
-# Encodings of names of computers and of Python's own texts
-NOT_OF_FILES = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
+# Encodings of host names and of Python's literals, not of files
+UNSUPPORTED_ENCODINGS = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
 
 
 def check_text_format(text_format: TextFormat) -> None:
@@ -36,7 +36,7 @@ def check_text_format(text_format: TextFormat) -> None:
     encoding, delimiter = text_format
     try:
         codec = codecs.lookup(encoding)
-        is_text = codec._is_text_encoding and codec.name not in NOT_OF_FILES
+        is_text = codec._is_text_encoding and codec.name not in UNSUPPORTED_ENCODINGS
     except (LookupError, ValueError):  # unknown, or no name at all
         is_text = False
     if not is_text:

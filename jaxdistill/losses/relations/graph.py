@@ -33,7 +33,7 @@ from jaxtyping import Float, Integer
 from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, check_classes, parse_edges
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, valid_pairs
 from jaxdistill.losses.relations.rkd import distance_difference
@@ -73,6 +73,14 @@ def means_by_node(
     segments = jnp.where(nodes < 0, count, nodes)  # out of range: dropped
     sums, counts = (jax.ops.segment_sum(x, segments, count) for x in (rows, jnp.ones(len(rows), rows.dtype)))
     return sums / jnp.maximum(counts, 1)[:, None]
+
+
+def _classes(student: Outputs) -> int:
+    """Return the number of classes of a student; 0: it has none, as an embedder or two towers."""
+    embedding, logits = student.embedding, student.logits
+    if student.text_embedding is not None or (embedding is not None and embedding.shape == logits.shape):
+        return 0
+    return logits.shape[-1]
 
 
 @losses.register
@@ -118,8 +126,8 @@ def graph(
         if local_nodes is None or local_nodes.ndim != 1 or not jnp.issubdtype(local_nodes.dtype, jnp.integer):
             fields = ", ".join(name for name, x in sorted(signals.batch.items()) if x.ndim == 1)
             raise ValueError(f"node={node!r} is not a field with one integer for each row. Such fields: {fields}")
-        if node == "label" and signals.student.logits is not None:
-            check_classes(parsed, signals.student.logits.shape[-1])
+        if node == "label" and (classes := _classes(signals.student)):
+            check_classes(parsed, classes)
         student, target, valid = gather_representations(signals, layers, teacher)
         nodes = jnp.where(valid, gather(local_nodes), -1)
         if level == "classes":

@@ -45,6 +45,8 @@ from jaxdistill.run.study import (
 )
 from jaxdistill.run.workdir import check_same_parts, locked
 
+NOTHING_TO_COMPARE = "every run diverged, and nothing can be compared. Lower the rate, or set clip_norm"
+
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
     """Train the teachers that all arms of a study share; teachers that are already trained are not trained again.
@@ -89,28 +91,23 @@ def run_one(run: Run, console: Console) -> None:
     console.print(f"{run.arm}, seed {run.seed}: {quality}", highlight=False, soft_wrap=True)
 
 
-def run_all(unfinished: Sequence[Run], console: Console) -> int:
-    """Execute the unfinished runs of a study one after the other, and return how many of them diverged.
+def run_all(unfinished: Sequence[Run], console: Console) -> list[NonFiniteError]:
+    """Execute the unfinished runs of a study one after the other, and return the errors of those that diverged.
 
     After each run, print how many runs are done, and an estimate of the time for the remaining runs. The error of a run
     that diverges is printed, and the run is missing in the results.
-
-    Raises:
-        BadStartError: the loss of a run is not finite before the first update, which is a mistake and no divergence.
     """
-    start, diverged = time.perf_counter(), 0
+    start, errors = time.perf_counter(), []
     for done, run in enumerate(unfinished, 1):
         try:
             run_one(run, console)
-        except BadStartError:
-            raise
         except NonFiniteError as error:
-            diverged += 1
+            errors.append(error)
             console.print(f"{run.arm}, seed {run.seed}: left out, {error}", highlight=False, soft_wrap=True)
         seconds_per_run = (time.perf_counter() - start) / done
         remaining = duration(seconds_per_run * (len(unfinished) - done))
         console.print(f"{done} of {len(unfinished)}; about {remaining} left")
-    return diverged
+    return errors
 
 
 def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_table: bool = True) -> list[pages.Line]:
@@ -127,6 +124,8 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
         The lines of the table, one for each arm.
 
     Raises:
+        BadStartError: the loss of a run is not finite before the first update, which is a mistake and no divergence;
+            raised when all other runs are done and the page is written.
         NonFiniteError: every run diverged.
     """
     check_arms(study, data=True)
@@ -139,18 +138,21 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
         for run in {run.arm: run for run in finished}.values():
             check_unchanged(run.config, run.folder)
         folders = {run.folder for run in finished}
-        unfinished, diverged = [run for run in all_runs if run.folder not in folders], 0
+        unfinished, errors = [run for run in all_runs if run.folder not in folders], []
         console.print(f"{len(finished)} of {len(all_runs)} runs were already finished")
         try:
-            diverged = run_all(unfinished, console)
+            errors = run_all(unfinished, console)
         finally:  # also after an interruption, so that `jaxdistill.evaluation.report.study` can show the finished runs
             seal.write(workdir / "study.json", study_results(study, all_runs))
-    if diverged == len(all_runs):
-        raise NonFiniteError("every run diverged, and nothing can be compared. Lower the rate, or set clip_norm")
+    mistakes = [error for error in errors if isinstance(error, BadStartError)]
+    if len(errors) == len(all_runs):
+        raise mistakes[0] if mistakes else NonFiniteError(NOTHING_TO_COMPARE)
     lines = pages.write(workdir)
     if shows_table:
         console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
         console.print(f"Report: {workdir / 'study.html'}")
+    if mistakes:
+        raise mistakes[0]
     return lines
 
 

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from jaxdistill.compress.vocabulary import count_tokens, select_tokens, write
-from jaxdistill.core.atomic import replaced_folder
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.seal import FOLDER_SEAL
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
@@ -62,8 +61,7 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
         ids = select_tokens(tokenizer, count_tokens(columns, size), max_tokens)
     except ValueError as error:
         raise ConfigError("data.tokens", f"{error}.") from None
-    with replaced_folder(folder.absolute()) as draft:
-        write(draft, tokenizer, ids, size)
+    write(folder, tokenizer, ids, size)
     return f"kept {len(ids)} of {size} tokens in {folder}"
 
 

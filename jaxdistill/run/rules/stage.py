@@ -164,7 +164,7 @@ def _trace_update(view: StageView) -> Any:
 
 
 def _wrong_update(state: TrainState, out: Any) -> str:
-    """Return what is wrong with the shapes of what an update has returned, and what it should return; empty: nothing.
+    """Return the first problem with the output of `Step.update`, as shapes; empty if there is none.
 
     Args:
         state: the train state before the update, as shapes.
@@ -224,16 +224,16 @@ def own_models_can_be_evaluated(view: StageView) -> None:
         names = {each.name for each in registry.nested_specs(registry.parse(spec, path))} & {*registry.models}
         if all(registry.models[name].__module__.startswith("jaxdistill.") for name in names):
             continue
-        variables = jax.eval_shape(model.init, KEY, view.shapes["train"])
         forward = lambda v, batch, key, model=model: model.apply(*v, batch, train=False, key=key)
         try:
+            variables = jax.eval_shape(model.init, KEY, view.shapes["train"])
             out, _ = jax.eval_shape(forward, variables, shapes, KEY)
         except Exception as error:
             problem = f"the model fails on a batch of evaluate.batch_size={rows} rows ({typed_message_of(error)})"
             raise ConfigError(path, f"{problem}. {cure}.") from error
         if out.logits.shape[:1] != (rows,):
-            problem = f"of a batch of evaluate.batch_size={rows} rows the model returns logits of {out.logits.shape[0]}"
-            raise ConfigError(path, f"{problem} rows. {cure}.")
+            problem = f"the model returns {out.logits.shape[0]} rows of logits for a batch of {rows} rows"
+            raise ConfigError(path, f"{problem} (evaluate.batch_size). {cure}.")
 
 
 def memory_suffices(view: StageView) -> None:

@@ -50,6 +50,39 @@ def terms_have_gradients(view: StageView) -> None:
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}, or set weight=0, to log it.")
 
 
+def masks_are_no_outputs(view: StageView) -> None:
+    """Check that the mask of a loss term is not made of outputs as they are, such as a second array of values.
+
+    A term returns values, or values and their mask, of which every number other than 0 counts. A mask that compares
+    outputs has no gradient in them; one that is computed from them was meant as something else.
+    """
+    for name, (term, *_) in view.terms.items():
+        signals = view.signals.get(term.stream)
+        if signals is None:
+            continue
+        fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
+        signals = replace(signals, teacher=fused)
+        out = jax.eval_shape(functools.partial(_values, term), signals, KEY)
+        if not (isinstance(out, tuple) and jnp.issubdtype(out[1].dtype, jnp.floating)):
+            continue
+        slope = functools.partial(_slope_of_mask, term)
+        if jaxpr.used_inputs(slope, out[1], signals, KEY)[0]:
+            cure = "Return the values alone, or a mask of booleans"
+            problem = "returns a pair, whose second part is its mask, and is computed from outputs of the models"
+            raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
+
+
+def _slope_of_mask(term: Term, weights: Any, signals: Any, key: Any) -> list[Any]:
+    """Return the gradient of `weights` times the mask of a term in the outputs of student and teachers."""
+
+    def mask(outputs: Any) -> Any:
+        student, teachers, teacher = outputs
+        return _values(term, replace(signals, student=student, teachers=teachers, teacher=teacher), key)[1]
+
+    slopes = jax.vjp(mask, (signals.student, signals.teachers, signals.teacher))[1](weights)
+    return [x for x in jax.tree.leaves(slopes) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
 def _is_zero(weight: str) -> bool:
     """Return True if the spec string of a weight is the number 0."""
     try:

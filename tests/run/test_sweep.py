@@ -184,7 +184,7 @@ def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkey
 
 
 def test_a_folder_holds_one_study(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "run_all", lambda left, console: None)
+    monkeypatch.setattr(sweep, "run_all", lambda left, console: [])
     monkeypatch.setattr(sweep, "train_teachers", lambda *_: {"big": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' does not exist. Use the --workdir of a study"):
         plot.write(tmp_path)

@@ -86,7 +86,7 @@ def test_a_run_that_diverges_is_left_out_and_a_bad_start_is_a_mistake(tmp_path, 
     with pytest.raises(BadStartError):
         sweep.run_study(small, tmp_path, 1, Console(file=said, width=40))
     assert f"{second.arm}, seed 0: 50.00 %\n" in said.getvalue(), "the other arms go on"
-    assert (tmp_path / "study.html").is_file()
+    assert (tmp_path / "study.json").is_file()
     ended = {first.folder: NonFiniteError("x"), second.folder: NonFiniteError("the loss is infinite")}
     with pytest.raises(NonFiniteError, match="every run diverged, and nothing can be compared"):
         sweep.run_study(small, tmp_path, 1, QUIET)

@@ -60,9 +60,7 @@ def masks_are_no_outputs(view: StageView) -> None:
         signals = view.signals.get(term.stream)
         if signals is None:
             continue
-        fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
-        signals = replace(signals, teacher=fused)
-        out = jax.eval_shape(functools.partial(_values, term), signals, KEY)
+        out = jax.eval_shape(functools.partial(_dense_values, term), signals, KEY)
         if not (isinstance(out, tuple) and jnp.issubdtype(out[1].dtype, jnp.floating)):
             continue
         slope = functools.partial(_slope_of_mask, term)
@@ -72,14 +70,21 @@ def masks_are_no_outputs(view: StageView) -> None:
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
 
 
+def _dense_values(term: Term, signals: Any, key: Any) -> Any:
+    """Return the values of a term with its initial parameters and one teacher, for logits that are multiplied out."""
+    teachers = tuple(teacher.dense() for teacher in signals.teachers)
+    fused = teachers[0] if teachers else NO_OUTPUTS
+    return _values(term, replace(signals, student=signals.student.dense(), teachers=teachers, teacher=fused), key)
+
+
 def _slope_of_mask(term: Term, weights: Any, signals: Any, key: Any) -> list[Any]:
     """Return the gradient of `weights` times the mask of a term in the outputs of student and teachers."""
 
     def mask(outputs: Any) -> Any:
-        student, teachers, teacher = outputs
-        return _values(term, replace(signals, student=student, teachers=teachers, teacher=teacher), key)[1]
+        student, teachers = outputs
+        return _dense_values(term, replace(signals, student=student, teachers=teachers), key)[1]
 
-    slopes = jax.vjp(mask, (signals.student, signals.teachers, signals.teacher))[1](weights)
+    slopes = jax.vjp(mask, (signals.student, signals.teachers))[1](weights)
     return [x for x in jax.tree.leaves(slopes) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 

@@ -7,6 +7,7 @@ shorter tokens, or into unknown ones.
 
 import copy
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
+
+FILES = (VOCABULARY, "tokenizer.json", seal.FOLDER_SEAL)  # of a reduced vocabulary
 
 KINDS = ("WordPiece", "BPE", "WordLevel")
 
@@ -175,7 +178,11 @@ def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int
         size: number of tokens of the original vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)
-    seal.write_text(folder / "tokenizer.json", text)
-    seal.write_text(folder / VOCABULARY, json.dumps({"ids": list(ids), "size": size}))
-    seal.seal_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        draft = Path(temporary)
+        text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)
+        seal.write_text(draft / "tokenizer.json", text)
+        seal.write_text(draft / VOCABULARY, json.dumps({"ids": list(ids), "size": size}))
+        seal.seal_folder(draft)
+        for name in FILES:  # the seal last: until then, it does not fit what a kill has left
+            (draft / name).replace(folder / name)

@@ -241,6 +241,18 @@ def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False
             raise DamageError(f"{file} has changed since it was written (checksum differs); {cure}")
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a sealed folder, by name; of a folder without a seal, nothing.
+
+    Raises:
+        DamageError: the seal is damaged.
+    """
+    try:
+        return read(folder / FOLDER_SEAL, {"files": dict})["files"]
+    except FileNotFoundError:
+        return {}
+
+
 def check_folder(folder: Path) -> None:
     """Compare all files of a folder with its `seal.json`.
 

@@ -112,8 +112,8 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
     elif kind == "f":
         with np.errstate(invalid="ignore", over="ignore"):
             narrow = column.astype(np.float32, copy=False)
-            if field == "image" and not np.isfinite(np.vdot(narrow, narrow)):  # one pass; finite if all squares are
-                if (wrong := ~computable(narrow)).any():
+            if field == "image":
+                if not np.isfinite(np.vdot(narrow, narrow)) and (wrong := ~computable(narrow)).any():  # or a huge sum
                     yield _first(column, wrong, f"is {NOT_COMPUTABLE}")
             elif not np.isfinite(narrow.sum(dtype=np.float64)):  # one pass, finite if all values are
                 yield _first(column, ~np.isfinite(narrow), "is not a finite number in 32 bits")
@@ -121,7 +121,7 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
             sums = narrow.sum(-1, dtype=np.float64)
             if narrow.min() < 0:
                 yield _first(column, narrow < 0, "is no probability of a class")
-            elif (wrong := (sums != 0) & (abs(sums - 1) > SUM_TOLERANCE)).any():  # 0: padding, or no label
+            elif (wrong := (abs(sums - 1) > SUM_TOLERANCE) & ((sums != 0) | (sums.ndim < 2))).any():  # 0: padding
                 yield _first(sums, wrong, "is the sum of the probabilities of the classes, which must be 1")
     elif kind in "iu" and column.size:
         low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1

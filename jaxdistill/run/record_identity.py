@@ -123,7 +123,7 @@ def _identify_files(spec: str) -> str:
     folders = [checkpoint_path(source) for source in sources_of(spec)]
     files = [folder / POOLING_FILE for folder in folders]
     values = [value for each in nested_specs(parse(spec, "")) for value in (*each.args, *each.kwargs.values())]
-    paths = [Path(value).expanduser() for value in values if isinstance(value, str)]
+    paths = [Path(value).expanduser() for value in values if isinstance(value, str) and value]
     files += [file for path in paths for file in (path, path / VOCABULARY)]
     return " ".join(seal.sha256(file) for file in files if file.is_file() and file.suffix != ".gguf")
 

@@ -95,6 +95,7 @@ def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
     ("row", "said"),
     [
         ([7.0, -3.0, 0.0], r"-3\.0 at \[1\] is no probability of a class"),
+        ([0.0, 0.0, 0.0], r"0\.0 is the sum of the probabilities"),
         ([0.5, 0.2, 0.2], r"0\.8\d* is the sum of the probabilities"),
     ],
 )

@@ -10,6 +10,7 @@ from batches import signals as drawn
 from checks import assert_same
 from own_runs import config_of
 
+from jaxdistill import differ
 from jaxdistill.core.errors import ConfigError, user_location
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.registry import fusions, losses, models, steps
@@ -199,6 +200,15 @@ def test_an_own_loss_is_a_term(home, made):
     losses.register(named("own_wrong", made))
     with pytest.raises(ConfigError, match=r"^objective\.own_wrong.*own_wrong in .*test_own_losses returned .*return T"):
         check_config(config_of("mlp", home, objective={"own_wrong": {}}), None)
+
+
+@pytest.mark.parametrize("term", ["fused_hidden()", "kd()"])
+def test_terms_of_fused_teachers_beside_an_own_loss_are_taken(home, term):
+    losses.register(named("own_plain", lambda: stateless(VALUES["real"])))
+    teachers = {name: {"model": "mlp(widths=(8, 8), classes=3)", "steps": 1} for name in ("one", "two")}
+    objective = {"own_plain": {}, "fused": {"term": term}}
+    config = config_of("mlp", home, teachers=teachers, fusion="average()", objective=objective)
+    check_config(differ(config, student={"model": "mlp(widths=(8, 8), classes=3)"}), None)
 
 
 def test_an_own_loss_says_what_it_needs_as_a_set(home):

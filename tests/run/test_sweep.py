@@ -220,8 +220,11 @@ def test_a_lock_may_be_waited_for(tmp_path, capsys):
     with workdir.locked(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
-        while "waiting for it" not in capsys.readouterr().err:
+        said, end = "", time.monotonic() + 30
+        while "waiting for it" not in said and time.monotonic() < end:
             time.sleep(0.01)
+            said += capsys.readouterr().err
+        assert "waiting for it" in said
         order.append("first")
     thread.join()
     assert order == ["first", "second"]

@@ -82,11 +82,12 @@ def test_a_run_that_diverges_is_left_out_and_a_bad_start_is_a_mistake(tmp_path, 
     assert f"{second.arm}, seed 0: 50.00 %\n" in said.getvalue()
     monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
     ended[first.folder] = BadStartError("objective.kd.term", "is NaN before the first update.")
-    said = io.StringIO()
+    said, pages = io.StringIO(), []
+    monkeypatch.setattr(sweep.pages, "write", lambda workdir: pages.append(workdir) or [])
     with pytest.raises(BadStartError):
         sweep.run_study(small, tmp_path, 1, Console(file=said, width=40))
     assert f"{second.arm}, seed 0: 50.00 %\n" in said.getvalue(), "the other arms go on"
-    assert (tmp_path / "study.json").is_file()
+    assert pages == [tmp_path], "and have their page"
     ended = {first.folder: NonFiniteError("x"), second.folder: NonFiniteError("the loss is infinite")}
     with pytest.raises(NonFiniteError, match="every run diverged, and nothing can be compared"):
         sweep.run_study(small, tmp_path, 1, QUIET)

@@ -73,7 +73,7 @@ def _note_skipped(places: Sequence[Path]) -> None:
     """Print a note about files that are not read, such as photos in a format that is not known."""
     if files := [place for place in places if not (place.name.startswith(".") or place.is_dir())]:
         others = f" and {len(files) - 1:,} more files" * (len(files) > 1)
-        note(f"{files[0]}{others}: skipped, since images are {', '.join(SUFFIXES)} files in the folder of a class")
+        note(f"{files[0]}{others}: skipped, no image of a known format ({', '.join(SUFFIXES)}) in a folder of images")
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:

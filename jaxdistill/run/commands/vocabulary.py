@@ -16,16 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdistill.compress.vocabulary import count_tokens, select_tokens, write
+from jaxdistill.compress.vocabulary import FILES, count_tokens, select_tokens, write
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.seal import FOLDER_SEAL
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.output_checks import check_no_other_files, check_writable
 from jaxdistill.run.resolve import resolve
-
-FILES = ("tokenizer.json", VOCABULARY, FOLDER_SEAL)
 
 
 def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:

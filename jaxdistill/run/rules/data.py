@@ -87,6 +87,11 @@ def test_records_match_training_records(view: DataView) -> None:
     if classes is not None and tested is not None and tested > classes:  # fewer: not every class was drawn
         problem = f"the records of {name!r} have {classes} classes, those of {other!r} have {tested}"
         raise ConfigError("data.test", f"{problem}; choose records that are alike.")
+    names, of_test = view.data.descriptions["train"].class_names, view.data.test_description.class_names
+    if names and of_test and names[: len(of_test)] != of_test:
+        unlike = next(pair for pair in zip(names, of_test, strict=False) if pair[0] != pair[1])
+        problem = f"a class is {unlike[0]!r} in {name!r}, and {unlike[1]!r} in {other!r}"
+        raise ConfigError("data.test", f"{problem}; give both splits the same names of classes.")
     for field in sorted(train.keys() | test.keys()):
         if field not in train or field not in test:
             one, without = (name, other) if field in train else (other, name)

@@ -17,6 +17,7 @@ from jaxdistill.core.types import NO_OUTPUTS
 from jaxdistill.losses import pairs
 from jaxdistill.losses.term import stateless
 from jaxdistill.models.abstract import has_pairs
+from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.views import KEY, StageView
 
 
@@ -54,20 +55,27 @@ def masks_are_no_outputs(view: StageView) -> None:
     """Check that the mask of a loss term is not made of outputs as they are, such as a second array of values.
 
     A term returns values, or values and their mask, of which every number other than 0 counts. A mask that compares
-    outputs has no gradient in them; one that is computed from them was meant as something else.
+    outputs has no gradient in them; one that is computed from them was meant as something else. Only losses of the
+    user's own are judged, as far as they can be traced here.
     """
+    if not any(part.startswith(f"{losses.kind} ") for part in own_parts(view.config.to_dict())):
+        return
     for name, (term, *_) in view.terms.items():
-        signals = view.signals.get(term.stream)
-        if signals is None:
-            continue
-        out = jax.eval_shape(functools.partial(_dense_values, term), signals, KEY)
-        if not (isinstance(out, tuple) and jnp.issubdtype(out[1].dtype, jnp.floating)):
-            continue
-        slope = functools.partial(_slope_of_mask, term)
-        if jaxpr.used_inputs(slope, out[1], signals, KEY)[0]:
-            cure = "Return the values alone, or a mask of booleans"
+        if term.stream in view.signals and _is_mask_of_outputs(term, view.signals[term.stream]):
+            cure = "Return the values alone, or a mask of booleans, such as mask > 0"
             problem = "returns a pair, whose second part is its mask, and is computed from outputs of the models"
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
+
+
+def _is_mask_of_outputs(term: Term, signals: Any) -> bool:
+    """Return True if a term returns a mask of floats that has a gradient in the outputs of the models."""
+    try:
+        out = jax.eval_shape(functools.partial(_dense_values, term), signals, KEY)
+        if not (isinstance(out, tuple) and jnp.issubdtype(out[1].dtype, jnp.floating)):
+            return False
+        return jaxpr.used_inputs(functools.partial(_slope_of_mask, term), out[1], signals, KEY)[0]
+    except Exception:  # it needs fused teachers, or has no derivative in the teachers; other rules judge it
+        return False
 
 
 def _dense_values(term: Term, signals: Any, key: Any) -> Any:

@@ -9,6 +9,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs, Variables
 
 KEY = jax.random.key(0)
@@ -61,7 +62,7 @@ def world(spec: str, teachers, fusion: str | Fusion = GATE, terms=("kd",), direc
     weighted = {name: WeightedTerm(build_loss(name)) for name in terms}
     minimised = objective(weighted, fusion if isinstance(fusion, Fusion) else registry.fusions.build(fusion, ""))
     update = optimizer(registry.optimizers.build(direction, ""), 0.02)
-    parsed = registry.parse(spec, "")
+    parsed = parse(spec, "")
     parts = {"student": student, "teachers": tuple(teachers), "objective": minimised, "optimizer": update}
     step = registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "")
     frozen = tuple(Variables({}, {}) for _ in teachers)

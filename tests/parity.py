@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.source import Safetensors

@@ -8,15 +8,14 @@ from jaxdistill.run.study import Study
 
 QUIET = Console(quiet=True)
 OWN = f"""
-from jaxdistill import differ, load_config, registry
+from jaxdistill import differ, load_config
+from jaxdistill.core.registry import losses
 from jaxdistill.losses.term import stateless
 
 
+@losses.register
 def mine():
     return stateless(lambda signals: 0.1 * (signals.student.logits**2).mean(-1))
-
-
-registry.losses.register(mine)
 
 
 def get_config():

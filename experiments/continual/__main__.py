@@ -21,6 +21,7 @@ from rich.table import Table
 
 from jaxdistill.core import registry
 from jaxdistill.core.schedules import Scalar
+from jaxdistill.core.spec import parse
 from jaxdistill.core.sums import Mean
 from jaxdistill.evaluation.comparison import mean_and_interval
 from jaxdistill.run.config import differ
@@ -56,7 +57,7 @@ def judged(student, teachers, objective, optimizer, inner: str):
         inner: the spec string of the step.
     """
     parts = {"student": student, "teachers": teachers, "objective": objective, "optimizer": optimizer}
-    spec = registry.parse(inner, "step")
+    spec = parse(inner, "step")
     numbers = {Scalar: lambda value, path: value}
     step = registry.steps.build(spec._replace(kwargs=spec.kwargs | parts), "step", numbers)
 

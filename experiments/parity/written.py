@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec
 from jaxdistill.core.types import Variables
 from jaxdistill.export.model_folder import About, Extras, write
 from jaxdistill.models.hub.family import families, family_name

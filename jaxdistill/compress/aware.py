@@ -56,7 +56,8 @@ from jaxdistill.compress.products import PATH, Axes, Role, RoundInputs, Weight, 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.marked_arrays import Collected
-from jaxdistill.core.registry import Spec, quantizers
+from jaxdistill.core.registry import quantizers
+from jaxdistill.core.spec import Spec
 from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
 
 Bits = Literal[0, 2, 4, 8]

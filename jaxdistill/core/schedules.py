@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import Spec, out_of_range, parse, schedules
+from jaxdistill.core.registry import schedules
+from jaxdistill.core.spec import Spec, out_of_range, parse
 from jaxdistill.core.types import Array
 
 

@@ -24,7 +24,8 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
 from jaxdistill.core.notes import note
 from jaxdistill.core.packages import FetchError
-from jaxdistill.core.registry import datasets, parse, tokenizations
+from jaxdistill.core.registry import datasets, tokenizations
+from jaxdistill.core.spec import parse
 from jaxdistill.data.builders import BUILDERS
 from jaxdistill.data.checks import CheckedStack
 from jaxdistill.data.records import Records

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.core import registry
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
 from jaxdistill.export.network import Definition
@@ -36,7 +35,7 @@ def definition_of(folder: Path) -> Definition | None:
     """
     about, tokenizer = model_folder.read_about(folder), folder / "tokenizer.json"
     form = architecture_of_spec(model_spec(folder, about))
-    end = str(registry.parse(about.tokens, "tokens").kwargs.get("end", "")) if about.tokens else ""
+    end = str(parse(about.tokens, "tokens").kwargs.get("end", "")) if about.tokens else ""
     return form and Definition(form.family, form.arguments, tokenizer if tokenizer.is_file() else None, end)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import Spec, parse
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.evaluation.report.table import columns_of
 from jaxdistill.export.model_folder import About
 

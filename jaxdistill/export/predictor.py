@@ -16,7 +16,7 @@ from jaxdistill.compress.input_ranges import require_ranges, with_ranges
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.data.checks import CheckedStack
 from jaxdistill.data.records import Records
@@ -101,7 +101,7 @@ class Predictor:
 
     def _local(self, text: str) -> Spec:
         """Return a spec in which the argument "." is replaced by the folder of the model."""
-        spec = registry.parse(text, "model")
+        spec = parse(text, "model")
         return spec._replace(
             kwargs={name: str(self.folder) if value == "." else value for name, value in spec.kwargs.items()}
         )

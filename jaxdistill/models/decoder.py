@@ -14,7 +14,8 @@ from flax import nnx
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import RowsLike
-from jaxdistill.models.decoder_network import Decoder, Sizes
+from jaxdistill.models.decoder_attention import Sizes
+from jaxdistill.models.decoder_network import Decoder
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.nnx import from_nnx

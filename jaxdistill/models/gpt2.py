@@ -15,7 +15,8 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, AttentionHeads, RowsLike
-from jaxdistill.models.decoder_network import Decoder, SharedInputs, Sizes, attend_cached, empty_cache
+from jaxdistill.models.decoder_attention import SharedInputs, Sizes, attend_cached, empty_cache
+from jaxdistill.models.decoder_network import Decoder
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
 from jaxdistill.core.interfaces import Model, Pretrained
-from jaxdistill.core.registry import Spec, models, nested_specs, parse
+from jaxdistill.core.registry import models
+from jaxdistill.core.spec import Spec, nested_specs, parse
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxdistill.compress.cut import Cut, cuttable, sizes_after
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec
 from jaxdistill.export.model_folder import ABOUT
 from jaxdistill.models.hub.family import with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec

@@ -18,7 +18,6 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.manifest import check_owner, manifests
-from jaxdistill.core.notes import note
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.evaluation.report import page, table
@@ -107,9 +106,6 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             record |= workdir.write_config(folder, record, source)
             for file, content in {**inputs, **selection}.items():
                 seal.write(file, {**content, "run": record["run"]})
-            if missing := record["not_copied"]:
-                parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
-                note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")
         run = Run(resolved, data, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
         preemption = stack.enter_context(Preemption())
         run.load_teachers()

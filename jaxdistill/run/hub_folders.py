@@ -12,6 +12,7 @@ from jaxdistill.compress import masks
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.notes import note
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import Pipeline
@@ -106,7 +107,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
     form, image = architecture_of_spec(spec), shapes.get("image")
     augment = [text for text in config.data.augment if not registry.transforms.build(text, "data.augment").draws]
     if _image_processor(config, shapes):  # the folder has it
-        is_processed = lambda text: registry.parse(text, "data.augment").name == "processed"
+        is_processed = lambda text: parse(text, "data.augment").name == "processed"
         augment = ["processed(source='.')" if is_processed(text) else text for text in augment]
     return About(
         model=public(spec) if form else spec,
@@ -182,7 +183,7 @@ def columns_of(name: str) -> dict[str, list[str]]:
     """Return the columns of the user's files that a data set reads, by argument of `table`; empty: it reads none."""
     if name.partition("(")[0].strip() != "table":
         return {}
-    spec = registry.parse(name, "data.name")._replace(added={"split": "", "folder": Path()})
+    spec = parse(name, "data.name")._replace(added={"split": "", "folder": Path()})
     arguments = registry.datasets.bind(spec, "data.name")[1].arguments
     listed = lambda value: [value] if isinstance(value, str) else list(value)
     return {key: listed(arguments[key]) for key in ("text", "image", "features") if arguments.get(key)}

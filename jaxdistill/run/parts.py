@@ -21,8 +21,8 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Fusion, Model, Objective, Step, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import freeze, optimizer
-from jaxdistill.core.registry import Spec
 from jaxdistill.core.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text.tokens import Tokenization
 from jaxdistill.losses.text.gold import Vocabularies
@@ -240,7 +240,7 @@ def step_spec(config: Config, arguments: Mapping[str, Any]) -> Spec:
     Raises:
         ConfigError: the spec string already sets one of these arguments, or has an argument without a name.
     """
-    spec = registry.parse(config.step, "step")
+    spec = parse(config.step, "step")
     if spec.args or set(arguments) & set(spec.kwargs):
         names = ", ".join(arguments)
         raise ConfigError("step", f"{config.step!r}: {names} are set from other config keys; leave them out.")

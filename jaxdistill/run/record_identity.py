@@ -12,7 +12,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.notes import note
-from jaxdistill.core.registry import nested_specs, parse
+from jaxdistill.core.spec import nested_specs, parse
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
 from jaxdistill.models.hub.source import POOLING_FILE

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxdistill.core.registry import LARGEST_NUMBER
+from jaxdistill.core.spec import LARGEST_NUMBER
 
 
 class Kind(NamedTuple):

@@ -23,6 +23,7 @@ from rich.console import Console
 from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.notes import note_damage
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.latency import Latency
 from jaxdistill.evaluation.report.search import UNITS
@@ -103,7 +104,7 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
     Raises:
         ConfigError: an axis is unknown or a value is impossible; the message names them.
     """
-    spec = registry.parse(config.student.model, "student.model")
+    spec = parse(config.student.model, "student.model")
     formats = _formats(device)
     if config.student.quantized and (weights := _weight_bits(config.student.quantized)) != 8:
         cure = "set weights=8, or leave student.quantized empty"

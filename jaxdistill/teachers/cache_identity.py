@@ -10,7 +10,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.manifest import CheckpointError, choose_checkpoint, student_arrays
-from jaxdistill.core.registry import parse
+from jaxdistill.core.spec import parse
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.store import StoreError, StoreManifest, read_manifest
 from jaxdistill.models.hub.kept_tokens import VOCABULARY

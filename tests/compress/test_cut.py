@@ -14,6 +14,7 @@ from jaxdistill.compress.unit_scores import unit_scores
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.marked_arrays import NOTHING
+from jaxdistill.core.spec import Spec
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.export import hugging_face
@@ -61,7 +62,7 @@ def smaller(name: str, wanted: dict):
     after = sizes_after(how, form.family, form.arguments)
     scores = {axis: np.arange(size) for axis, size in before.units.items()} | {"layers": np.arange(before.layers)}
     choice = choose(how, before, after, scores)
-    model = registry.models.build(registry.Spec(form.family, (), table.arguments(form.arguments, after)), "")
+    model = registry.models.build(Spec(form.family, (), table.arguments(form.arguments, after)), "")
     shapes = Variables(*jax.eval_shape(model.init, KEY, rows))
     found = take(form, variables, shapes, choice, before)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(lambda x: x.shape, shapes)
@@ -112,7 +113,7 @@ def test_a_layer_that_adds_nothing_can_be_removed(name):
     how, before = cut(teacher="big", layers=(0, 2)), table.sizes(form.arguments)
     after = sizes_after(how, form.family, form.arguments)
     choice = choose(how, before, after, {})
-    little = registry.models.build(registry.Spec(form.family, (), table.arguments(form.arguments, after)), "")
+    little = registry.models.build(Spec(form.family, (), table.arguments(form.arguments, after)), "")
     shapes = Variables(*jax.eval_shape(little.init, KEY, rows))
     found = take(form, variables, shapes, choice, before)
     np.testing.assert_allclose(logits(little, found, rows), logits(model, variables, rows), rtol=2e-5, atol=2e-5)

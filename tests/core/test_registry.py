@@ -10,8 +10,9 @@ from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import Registry, Spec, parse
+from jaxdistill.core.registry import Registry
 from jaxdistill.core.schedules import Scalar, Schedule
+from jaxdistill.core.spec import Spec, parse
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from terms import build_loss
 
 from jaxdistill.core import registry
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.run.config import make, override
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_every_config_line_is_one(part):
     for path, text in ours:
         if path.endswith(".weight"):
             continue
-        spec = registry.parse(text, path)
+        spec = parse(text, path)
         named.add(spec.name)
         if spec.name in registry.models:
             continue

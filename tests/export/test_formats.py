@@ -13,6 +13,7 @@ import jaxdistill.export.formats
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.export.formats.onnx_graph import Graph, onnx_model
 from jaxdistill.export.measure import package_of
@@ -92,7 +93,7 @@ def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
 
 
 def test_every_format_and_kind_of_model_is_tried():
-    assert {registry.parse(spec, "").name for spec in FORMATS} == set(registry.exporters) - {"gguf"}  # `test_gguf.py`
+    assert {parse(spec, "").name for spec in FORMATS} == set(registry.exporters) - {"gguf"}  # `test_gguf.py`
     assert jaxdistill.export.formats.__doc__
     assert {example.inputs for example in EXAMPLES.values()} == set(FIELDS)
 

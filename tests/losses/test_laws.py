@@ -22,6 +22,7 @@ from terms import build_loss
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -35,7 +36,7 @@ def test_no_part_escapes_the_laws(kind):
     ours -= {"pretrained"}  # whatever it loads is of a family that has its own line
     assert ours == set(TABLES[kind]), f"tests/examples.py: each of the {kind} needs a line"
     for name in ours:
-        assert TABLES[kind][name] and all(registry.parse(e.spec, "").name == name for e in TABLES[kind][name])
+        assert TABLES[kind][name] and all(parse(e.spec, "").name == name for e in TABLES[kind][name])
 
 
 # Losses
@@ -57,7 +58,7 @@ class Law(NamedTuple):
 @functools.cache
 def law(spec: str) -> Law:
     term = build_loss(spec)
-    fusion = examples.FUSED_BY.get(registry.parse(spec, "").name, "single")
+    fusion = examples.FUSED_BY.get(parse(spec, "").name, "single")
     minimised = objective({"term": WeightedTerm(term)}, registry.fusions.build(fusion, ""))
 
     def values(seen):

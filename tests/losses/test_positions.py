@@ -18,6 +18,7 @@ from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Array, Outputs, Signals, Variables
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -152,7 +153,7 @@ def test_a_term_alone_teaches_a_network(name):
     minimised = objective({name: WeightedTerm(term)}, registry.fusions.build("single", ""))
     update = optimizer(registry.optimizers.build("adamw", ""), 0.01)
     parts = {"student": student, "teachers": (teacher,), "objective": minimised, "optimizer": update}
-    step = registry.steps.build(registry.parse("offline", "")._replace(kwargs=parts), "")
+    step = registry.steps.build(parse("offline", "")._replace(kwargs=parts), "")
     state = jax.jit(step.init)(KEY, (frozen,), {"train": rows})
     advance = jax.jit(step.update, donate_argnums=0)
     losses = []

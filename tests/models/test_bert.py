@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
-from jaxdistill.core.registry import Spec
+from jaxdistill.core.spec import Spec
 from jaxdistill.core.types import Variables
 from jaxdistill.models.bert import STYLES
 from jaxdistill.models.combinators import in_dtype

@@ -21,6 +21,7 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.sums import PerRow
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
@@ -124,7 +125,7 @@ def parts(case: Case):
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     update = pruner.optimizer(update, 1) if pruner else update
-    named, given = registry.parse(case.step, ""), (student, teachers, minimised, update)
+    named, given = parse(case.step, ""), (student, teachers, minimised, update)
     step = registry.steps.build(named._replace(args=given), "", examples.TIMED)
     values = tuple(first_values(name, family, n) for n, name in enumerate(case.teachers))
     return step, evaluator(student, teachers, registry.fusions["average"](), ((-1, -1),)), values

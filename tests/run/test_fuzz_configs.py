@@ -10,8 +10,8 @@ import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.spec import parse
 from jaxdistill.run import failures
 from jaxdistill.run.config import iter_keys, make, override
 from jaxdistill.run.distill import check_config
@@ -178,7 +178,7 @@ def test_any_words_of_the_command_line_are_taken_or_refused(words):
 @given(st.text(max_size=60) | st.sampled_from(["(" * 3000, "a(" * 2000, "[" * 500 + "]" * 500, "f(x=" * 300]))
 @fuzz
 def test_any_text_is_a_spec_or_refused(text):
-    refused_or_taken(lambda: registry.parse(text, "step"))
+    refused_or_taken(lambda: parse(text, "step"))
 
 
 def test_the_fuzz_reaches_every_kind_of_part_and_every_key():

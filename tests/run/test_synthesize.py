@@ -139,7 +139,7 @@ def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(wo
 
 
 def test_a_text_whose_end_merges_with_the_prompt_is_cut_until_it_fits():
-    """Of "ab" and two line breaks, which are one token, a cut of one token leaves as many tokens as before."""
+    """Cut one token of "ab" and a line break: the next line break merges with it, so that as many tokens are left."""
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "\n": 2, "\n\n": 3}, [("\n", "\n")]))
     encoded = lambda text, length: synthesize._encoded_prompt(tokenizer, PromptTemplate("{text}\n"), text, length)
     assert encoded("ab\n", 3) == [0, 1, 3]

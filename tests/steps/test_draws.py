@@ -16,6 +16,7 @@ from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Variables
 from jaxdistill.data.shuffle import AUGMENTATION, ORDER, SELECTION, permutation, random_words
 from jaxdistill.data.stream import uniforms
@@ -42,7 +43,7 @@ def built(spec: str):
     student, *teachers = models
     rows = (batches.images if example.inputs == "image" else batches.tokens)(rows=8, classes=4)
     frozen = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
-    parsed = registry.parse(spec, "step")
+    parsed = parse(spec, "step")
     names = {"kd": 0.5, "cross_entropy": 0.5, "hidden": 0.1}
     terms = {name: WeightedTerm(build_loss(name), weight) for name, weight in names.items()}
     if example.stream != "train":

@@ -17,6 +17,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs
 
 
@@ -38,7 +39,7 @@ class World:
         terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), rate)
         given = (LINEAR, (), objective(terms, registry.fusions["single"]()), update)
-        self.step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "step")
+        self.step = registry.steps.build(parse(spec, "")._replace(args=given), "step")
         self.batch = {"train": rows(0, 8)}
         self.start = jax.jit(self.step.init)(KEY, (), self.batch)
         self.update = jax.jit(self.step.update)

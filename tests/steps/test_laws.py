@@ -21,6 +21,7 @@ from jaxdistill.core.checkpoint import flatten, unflatten
 from jaxdistill.core.interfaces import Model, Step
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Array, Variables
 
 KEY = jax.random.key(0)
@@ -47,7 +48,7 @@ def build_step(spec: str, student: Model, teachers: tuple[Model, ...], update: o
         "hidden": WeightedTerm(build_loss("hidden(layers='last')"), 0.1),
         "decay": WeightedTerm(build_loss("decay(towards='teacher')"), 1e-4),
     }
-    parsed = registry.parse(spec, "step")
+    parsed = parse(spec, "step")
     minimised = objective(terms, registry.fusions.build(examples.FUSED_BY.get(parsed.name, "average"), "fusion"))
     parts = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
     return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step", examples.TIMED)

@@ -17,6 +17,7 @@ from jaxdistill.core.collectives import row_keys
 from jaxdistill.core.interfaces import Model, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs, TrainState, Variables
 from jaxdistill.steps import meta
 from jaxdistill.steps.observe import observe, step_key
@@ -45,7 +46,7 @@ class World:
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions["single"](), chunks)
-        parsed = registry.parse(spec, "")
+        parsed = parse(spec, "")
         self.step = registry.steps.build(parsed._replace(args=(student, (teacher,), minimised, update)), "step")
         self.frozen = (Variables(*jax.jit(teacher.init)(jax.random.key(1), self.batch["train"])),)
         self.start = jax.jit(self.step.init)(KEY, self.frozen, self.batch)

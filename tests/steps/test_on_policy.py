@@ -16,6 +16,7 @@ import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.generate import Generated, generate
 from jaxdistill.steps.observe import step_key
@@ -37,7 +38,7 @@ def world(spec: str, stream: str, read=(), **weights: float):
     terms = {f"{own} of {s}": WeightedTerm(build_loss(own)._replace(stream=s), w) for s, own, w in read}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     given = (STUDENT, (TEACHER,), objective(terms, registry.fusions["single"]()), update)
-    step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "", TIMED)
+    step = registry.steps.build(parse(spec, "")._replace(args=given), "", TIMED)
     return step, jax.jit(step.init)(KEY, FROZEN, {"train": ROWS})
 
 

@@ -18,6 +18,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import TrainState, Variables
 
 TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy", 0.25)}
@@ -33,7 +34,7 @@ class World:
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions.build(fusion, ""))
-        parsed = registry.parse(spec, "")
+        parsed = parse(spec, "")
         given = (self.student, tuple(teachers), minimised, update)
         self.step = registry.steps.build(parsed._replace(args=given), "step", examples.TIMED)
         self.frozen = tuple(self.first(t, n) for n, t in enumerate(teachers, 1))

@@ -16,6 +16,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.spec import parse
 from jaxdistill.data.order import tasks
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batches, Phases
@@ -90,7 +91,7 @@ class World:
         terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
         minimised = objective(terms, registry.fusions["single"]())
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
-        parsed = registry.parse(spec, "")
+        parsed = parse(spec, "")
         self.step = registry.steps.build(parsed._replace(args=(self.student, (), minimised, update)), "step")
         self.batches = [{"train": rows(seed, 8)} for seed in range(3)]
         self.start = jax.jit(self.step.init)(KEY, (), self.batches[0])

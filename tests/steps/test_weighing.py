@@ -17,6 +17,7 @@ from jaxdistill.core.interfaces import Model, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.schedules import Horizon, resolve
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Outputs, TrainState
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.losses.term import stateless
@@ -48,7 +49,7 @@ def world(spec: str, start: Any, terms: dict[str, Any], rate: float = 0.1, **rol
     named = {name: term if isinstance(term, WeightedTerm) else WeightedTerm(term) for name, term in terms.items()}
     minimised = objective(named, registry.fusions["single"]())
     update = optimizer(SGD, rate, roles={role: (SGD, own) for role, own in roles.items()})
-    parsed = registry.parse(spec, "step")
+    parsed = parse(spec, "step")
     step = registry.steps.build(parsed._replace(args=(point(*start), (), minimised, update)), "step")
     state = jax.jit(step.init)(jax.random.key(0), (), BATCH)
     return World(jax.jit(lambda ts: step.update(ts, (), BATCH)), state)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
 from jaxdistill.core.hub_files import checkpoint_path, read_json
-from jaxdistill.core.registry import Spec, parse, transforms
+from jaxdistill.core.registry import transforms
+from jaxdistill.core.spec import Spec, parse
 from jaxdistill.data.stream import Batch, Transform
 
 Sides = tuple[int, int]  # height and width

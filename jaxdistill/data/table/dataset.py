@@ -7,9 +7,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 from jaxdistill.data.table.record_reader import RecordReader, TableError, TextFormat
+from jaxdistill.data.table.records import TableRecords
 
 RESERVED = {"attention_mask", "image", "index", "input_ids", "label", "label_probs", "mask", "token_type_ids"}
 FORMAT = 1  # version of the files; a new number makes them anew
@@ -285,67 +285,3 @@ def _splits(
             raise TableError(f"{place} has too few records ({len(rows)}) to hold {test:g} of them out as test records.")
         parts[TRAIN], parts[TEST] = (name, rows[~held_out]), (name, rows[held_out])
     return parts
-
-
-class TableRecords:
-    """The records of a split, as a sequence; each is a dict with texts, an image or numbers, and the class as `label`.
-
-    Args:
-        parts: the files, and the numbers of the records in them, in order.
-        classes: names of the classes; empty: the records have no labels.
-        labelled: whether the records get the field `label`.
-        fingerprint: text that changes if the records change.
-        base: folder that relative paths of images start from.
-        channels: channels of decoded images.
-        split_sizes: number of records in each split, by name.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[tuple[ArrowFile, np.ndarray]],
-        classes: Sequence[str],
-        labelled: bool,
-        fingerprint: str,
-        base: Path,
-        channels: int,
-        split_sizes: Mapping[str, int],
-    ):
-        self._parts, self._labelled, self._base, self._channels = tuple(parts), labelled, base, channels
-        self._ends = np.cumsum([len(rows) for _, rows in parts])
-        self.class_names = tuple(classes)
-        self.classes = len(classes) or None
-        self.fingerprint, self.split_sizes = fingerprint, dict(split_sizes)
-        self.nbytes = sum(file.nbytes * len(rows) // max(1, len(file)) for file, rows in parts)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        return self.__getitems__([number % len(self)])[0]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[number] for number in range(len(self)))
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several records at once, in the given order."""
-        wanted = np.asarray(numbers)
-        records: list[dict[str, Any]] = [{} for _ in numbers]
-        owner = np.searchsorted(self._ends, wanted, side="right")
-        for number in np.unique(owner).tolist():
-            (file, rows), places = self._parts[number], np.flatnonzero(owner == number)
-            local = wanted[places] - (self._ends[number] - len(rows))
-            for place, record in zip(places.tolist(), file.take(rows[local]), strict=True):
-                records[place] = self._record(record)
-        return records
-
-    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        if not self._labelled:
-            record.pop("label", None)
-        image = record.get("image")
-        if isinstance(image, str):
-            record["image"] = images.decode(str(self._base / Path(image).expanduser()), self._channels)
-        elif isinstance(image, bytes):
-            record["image"] = images.decode(image, self._channels)
-        return record

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.spec import parse
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import describe_split
 from jaxdistill.data.image.processors import preprocessing_specs
@@ -115,7 +116,7 @@ def mixed_labels_have_the_classes(view: DataView) -> None:
         return
     transforms = {"data.augment": view.config.data.augment, **_other_transforms(view.config)}
     for path, spec in ((path, spec) for path, specs in transforms.items() for spec in specs):
-        if registry.parse(spec, path).name not in ("mixup", "cutmix"):
+        if parse(spec, path).name not in ("mixup", "cutmix"):
             continue
         classes = registry.transforms.bind(spec, path)[1].arguments["classes"]
         if classes != description.classes:

@@ -12,7 +12,7 @@ from jaxdistill.compress.quantize import dequantized_shapes
 from jaxdistill.compress.vocabulary import required_tokens, unknown_token
 from jaxdistill.core import bucket, checkpoint, manifest
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import parse
+from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.export import model_folder

@@ -6,6 +6,7 @@ A spec string names a registered part with its arguments, such as "kd(temperatur
 from jaxdistill.core import manifest, registry, seal
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
+from jaxdistill.core.spec import parse
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
 from jaxdistill.run.parts import build_quantizer, schedule_converters, step_spec
@@ -159,7 +160,7 @@ def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
             if not encoding.draws or "teacher" not in term.needs:
                 continue
             path, temperature = f"objective.{name}", term.temperature
-            if not term.linear or registry.parse(view.config.fusion, "fusion").name != "single":
+            if not term.linear or parse(view.config.fusion, "fusion").name != "single":
                 cure = f"Set {path}.term='kd(...)' and fusion='single()', or cache outputs(...) of {teacher.path}"
                 raise ConfigError(path, f"is biased with a cache of draws. {cure}.")
             if not (isinstance(temperature, Schedule) and temperature.low == temperature.high == encoding.temperature):

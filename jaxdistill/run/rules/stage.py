@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, short_repr, suggest, typed_message_of
 from jaxdistill.core.memory import device_memory, require, size_of
+from jaxdistill.core.spec import nested_specs, parse
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import Factored, Outputs, TrainState
 from jaxdistill.models.abstract import abstract_outputs, embeds, has_pairs
@@ -198,7 +199,7 @@ def step_initialises(view: StageView) -> None:
     is skipped if the config sets nothing that could be wrong here.
     """
     config, step = view.config, view.parts.step
-    spec = registry.parse(config.step, "step")
+    spec = parse(config.step, "step")
     own = own_parts(config.to_dict())
     is_own = any(not part.startswith(f"{registry.datasets.kind} ") for part in own)  # may fail in the update alone
     can_be_wrong = config.roles or _uses_kernel(view) or spec.kwargs or is_own
@@ -221,7 +222,7 @@ def own_models_can_be_evaluated(view: StageView) -> None:
     rows, cure = view.config.evaluate.batch_size, "Take the number of rows from the batch: batch['image'].shape[0]"
     shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in view.shapes["train"].items()}
     for path, (spec, model) in models.items():
-        names = {each.name for each in registry.nested_specs(registry.parse(spec, path))} & {*registry.models}
+        names = {each.name for each in nested_specs(parse(spec, path))} & {*registry.models}
         if all(registry.models[name].__module__.startswith("jaxdistill.") for name in names):
             continue
         forward = lambda v, batch, key, model=model: model.apply(*v, batch, train=False, key=key)

@@ -211,6 +211,18 @@ def seal_again(file: Path) -> None:
     write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a sealed folder, by name; of a folder without a seal, nothing.
+
+    Raises:
+        DamageError: the seal is damaged.
+    """
+    try:
+        return read(folder / FOLDER_SEAL, {"files": dict})["files"]
+    except FileNotFoundError:
+        return {}
+
+
 def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False) -> None:
     """Compare files with the `seal.json` of their folder, if it has one.
 
@@ -225,32 +237,16 @@ def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False
     """
     for file in files:
         folder = file.parent if root is None else root
-        name, seal_file = str(file.relative_to(folder)), folder / FOLDER_SEAL
-        try:
-            digests = read(seal_file, {"files": dict})["files"]
-        except FileNotFoundError:
-            continue
-        if name not in digests and listed and file.exists():
+        name, sealed, seal_file = str(file.relative_to(folder)), digests(folder), folder / FOLDER_SEAL
+        if name not in sealed and sealed and listed and file.exists():
             raise DamageError(f"{file} was added after the folder was sealed; if it is meant, delete {seal_file}")
-        if name not in digests:
+        if name not in sealed:
             continue
         if not file.is_file():
             raise DamageError(f"{file} is missing")
-        if sha256_once(file) != digests[name]:
+        if sha256_once(file) != sealed[name]:
             cure = f"if the change is meant, delete {seal_file}"
             raise DamageError(f"{file} has changed since it was written (checksum differs); {cure}")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a sealed folder, by name; of a folder without a seal, nothing.
-
-    Raises:
-        DamageError: the seal is damaged.
-    """
-    try:
-        return read(folder / FOLDER_SEAL, {"files": dict})["files"]
-    except FileNotFoundError:
-        return {}
 
 
 def check_folder(folder: Path) -> None:

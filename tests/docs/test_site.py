@@ -64,6 +64,11 @@ def test_a_notebook_has_the_text_and_the_code_of_its_guide(name, tmp_path):
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", guide, re.M | re.S):
         said = re.sub(r"(?m)^jaxdistill ", "!{python} -m jaxdistill ", block) if language == "sh" else block
         assert said.rstrip() in code
+    literal = {
+        "own_csv": "!{python} -m jaxdistill export runs/news --to onnx",
+        "own_parts": '%%writefile mine.py\n"""mine',
+    }
+    assert literal[name] in code and code.count("jaxdistill train") == guide.count("jaxdistill train")
     prose = re.sub(r"(?ms)^```.*?^```", "", guide)
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert all(heading in text for heading in re.findall(r"^#+ .*", prose, re.M))

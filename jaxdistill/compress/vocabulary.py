@@ -17,7 +17,7 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
 
-FILES = (VOCABULARY, "tokenizer.json", seal.FOLDER_SEAL)  # of a reduced vocabulary
+VOCABULARY_FILES = (seal.FOLDER_SEAL, VOCABULARY, "tokenizer.json")  # in the order in which they are replaced
 
 KINDS = ("WordPiece", "BPE", "WordLevel")
 
@@ -184,5 +184,5 @@ def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int
         seal.write_text(draft / "tokenizer.json", text)
         seal.write_text(draft / VOCABULARY, json.dumps({"ids": list(ids), "size": size}))
         seal.seal_folder(draft)
-        for name in FILES:  # the seal last: until then, it does not fit what a kill has left
+        for name in VOCABULARY_FILES:  # the seal first: it does not fit the old files that a kill may leave
             (draft / name).replace(folder / name)

@@ -211,8 +211,8 @@ def seal_again(file: Path) -> None:
     write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a sealed folder, by name; of a folder without a seal, nothing.
+def read_digests(folder: Path) -> dict[str, str] | None:
+    """Return the SHA-256 of each file that the seal of a folder lists, by name; None: the folder has no seal.
 
     Raises:
         DamageError: the seal is damaged.
@@ -220,7 +220,7 @@ def digests(folder: Path) -> dict[str, str]:
     try:
         return read(folder / FOLDER_SEAL, {"files": dict})["files"]
     except FileNotFoundError:
-        return {}
+        return None
 
 
 def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False) -> None:
@@ -237,11 +237,11 @@ def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False
     """
     for file in files:
         folder = file.parent if root is None else root
-        name, sealed, seal_file = str(file.relative_to(folder)), digests(folder), folder / FOLDER_SEAL
-        if name not in sealed and sealed and listed and file.exists():
-            raise DamageError(f"{file} was added after the folder was sealed; if it is meant, delete {seal_file}")
-        if name not in sealed:
+        name, sealed, seal_file = str(file.relative_to(folder)), read_digests(folder), folder / FOLDER_SEAL
+        if sealed is None or (name not in sealed and not (listed and file.exists())):
             continue
+        if name not in sealed:
+            raise DamageError(f"{file} was added after the folder was sealed; if it is meant, delete {seal_file}")
         if not file.is_file():
             raise DamageError(f"{file} is missing")
         if sha256_once(file) != sealed[name]:

@@ -1,9 +1,9 @@
 """The network of decoder language models such as Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971).
 
 Pre-norm blocks with root mean square norms (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467), rotary positions
-(`rotary.py`), causal attention with grouped queries (Ainslie et al. 2023, arxiv.org/abs/2305.13245) and a gated
-perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). `lax.scan` runs the layers, or a Python loop. `decoder.py`
-registers the model family; `gpt2.py` has the same network with blocks, norm and positions of its own.
+(`rotary.py`), causal attention with grouped queries (`decoder_attention.py`) and a gated perceptron (Shazeer 2020,
+arxiv.org/abs/2002.05202). `lax.scan` runs the layers, or a Python loop. `decoder.py` registers the model family;
+`gpt2.py` has the same network with blocks, norm and positions of its own.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from jaxdistill.run.exit_codes import MISTAKE
 
 ALIASES = {  # old module -> the modules that have its public names
     "jaxdistill.config": ("jaxdistill.run.config", "jaxdistill.run.config_files"),
-    "jaxdistill.registry": ("jaxdistill.core.registry",),
+    "jaxdistill.registry": ("jaxdistill.core.registry", "jaxdistill.core.spec"),
 }
 RENAMED = {"load": "load_config"}  # functions of these modules: old name -> new name
 COMMANDS = {  # modules that were run by `python -m`

@@ -74,14 +74,14 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         }
         _keep_results(workdir, record["config"]["steps"])
         seal.write(workdir / "config.json", {**record, **added})
-        if not_copied:
-            code = ", ".join(f"{part} (module {module})" for part, module in not_copied.items())
-            note(f"config.json keeps no copy of the code that registers {code}. Keep it, to repeat the run")
-        return added
     except IsADirectoryError:  # in place of one of these files
         raise
     except OSError as error:
         raise _unwritable(workdir, error) from None
+    if not_copied:
+        code = ", ".join(f"{part} (module {module})" for part, module in not_copied.items())
+        note(f"config.json keeps no copy of the code that registers {code}. Keep it, to repeat the run")
+    return added
 
 
 def saved_record(workdir: Path) -> dict[str, Any] | None:

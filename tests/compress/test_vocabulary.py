@@ -1,6 +1,7 @@
 """A vocabulary cut to a corpus: its texts keep their tokens, networks cut alike say the same, mistakes are named."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +11,8 @@ import runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxdistill.compress.vocabulary import count_tokens, reduce_tokenizer, select_tokens
-from jaxdistill.core import registry
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import registry, seal
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.run.commands import vocabulary
@@ -155,7 +156,7 @@ def test_a_folder_of_something_else_is_not_replaced(world, tmp_path, capsys):
     folder, *_ = world
     for _ in range(2):  # a folder that the command has written is written again
         assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(tmp_path / "cut")]) == 0
-    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == sorted(vocabulary.FILES)
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == sorted(vocabulary.VOCABULARY_FILES)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("mine")
     (tmp_path / "cut" / ".git").mkdir()
@@ -208,3 +209,29 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     assert "error: data.tokens: is empty" in capsys.readouterr().err
     assert vocabulary.run([*words, "--most", "3"]) == 2
     assert "tokens must be kept, more than 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_kill_while_a_vocabulary_is_replaced_mixes_no_two(tmp_path, monkeypatch, sealed, kept):
+    content = json.loads(wordpiece().to_str())
+    vocabulary.write(tmp_path, content, range(30), 60)
+    if not sealed:  # as an earlier version wrote it
+        (tmp_path / "seal.json").unlink()
+    replace, left = Path.replace, [kept]
+
+    def killed(self, target):
+        if target.parent == tmp_path and not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= target.parent == tmp_path
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        vocabulary.write(tmp_path, content, range(40), 60)
+    if not kept:
+        assert [*read_kept_tokens(str(tmp_path))[0]] == [*range(30)]
+        return
+    with pytest.raises(DamageError, match="has changed since it was written"):
+        for file in ("vocabulary.json", "tokenizer.json"):
+            seal.check_in_folder(tmp_path / file)

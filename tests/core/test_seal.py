@@ -149,6 +149,17 @@ def test_a_data_file_is_sealed_beside_it(tmp_path):
         seal.check_file(file, {"part": 7})
 
 
+@pytest.mark.parametrize("before", [(), ("a.txt",)])
+def test_a_file_that_must_be_listed_is_refused_if_it_was_added(tmp_path, before):
+    for name in before:
+        (tmp_path / name).write_text(name)
+    seal.seal_folder(tmp_path)
+    seal.check_in_folder(tmp_path / "more.txt", listed=True)  # which is not there
+    (tmp_path / "more.txt").write_text("more")
+    with pytest.raises(DamageError, match=r"more\.txt was added after the folder was sealed"):
+        seal.check_in_folder(tmp_path / "more.txt", listed=True)
+
+
 def test_a_sealed_folder_may_get_more_files(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     seal.check_in_folder(tmp_path / "a.txt")  # of a folder without a seal

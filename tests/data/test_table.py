@@ -311,5 +311,5 @@ def test_files_that_are_no_images_are_told(capsys):
         Path("p", name).touch()
     assert len(opened("table(path='p')")) + len(opened("table(path='p')", "test")) == 8
     said = capsys.readouterr().err
-    assert "note: p/loose.png: skipped, no image of a known format" in said
+    assert "note: p/loose.png: skipped, because it is no image (.png" in said
     assert "note: p/x/more.svg and 1 more files: skipped" in said and "note: p/y/photo.heic: skipped" in said

@@ -218,6 +218,9 @@ def test_a_vocabulary_of_any_name_is_an_input(tmp_path, monkeypatch):
         (tmp_path / "words" / "vocabulary.json").write_text(content)
         seen.add(record_identity._identify_files("bert(keep='words', width=8)"))
     assert len(seen) == 2 and "" not in seen
+    nothing = record_identity._identify_files("bert(keep='', width=8)")
+    (tmp_path / "vocabulary.json").write_text("of the folder in which the command runs")
+    assert record_identity._identify_files("bert(keep='', width=8)") == nothing
     assert record_identity._hash_in_process_0(record_identity._identify_files, "x(file='~nobody/y')") == ""
 
 

@@ -1,5 +1,6 @@
 """Prepared files and teachers of other data: what was swapped is made again, and what does not fit is refused."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ import jaxdistill
 from jaxdistill import differ, main
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.text import synthesis
 from jaxdistill.run.distill import check_config
@@ -224,3 +226,32 @@ def test_results_of_another_run_of_the_same_config_are_not_taken(home, tmp_path)
         seal.write(tmp_path / "config.json", {"config": config.to_dict(), "run": "a"})
         seal.write(tmp_path / "results.json", {**written, "run": run})
         assert (finished_results(config, tmp_path) is not None) == taken
+
+
+class Named(list):
+    """Records whose labels have names."""
+
+    def __init__(self, names):
+        super().__init__({"image": np.full(2, n, np.float32), "label": n % 2} for n in range(8))
+        self.class_names = names
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (("no", "yes"), ("yes", "no"), "a class is 'no' in 'train', and 'yes' in 'test'; give both splits the same"),
+        (("no", "yes", "perhaps"), ("no", "never"), "a class is 'yes' in 'train', and 'never' in 'test'"),
+        (("no", "yes"), ("no", "yes", "perhaps"), "the records of 'train' have 2 classes, those of 'test' have 3"),
+        (("no", "yes", "perhaps"), ("no", "yes"), ""),
+    ],
+)
+def test_both_splits_have_the_same_classes(home, train, test, said):
+    def classes_by_split(split, folder):
+        return Named({"train": train, "test": test}[split])
+
+    datasets.register(classes_by_split)
+    network = {"model": f"mlp(widths=(4,), classes={len(train)})"}
+    teachers = {"big": {**network, "steps": 1}}
+    config = config_of("mlp", home, data={"name": "classes_by_split"}, student=network, teachers=teachers)
+    with pytest.raises(ConfigError, match=rf"^data\.test: {said}") if said else contextlib.nullcontext():
+        check_config(config, None)

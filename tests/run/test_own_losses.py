@@ -202,13 +202,30 @@ def test_an_own_loss_is_a_term(home, made):
         check_config(config_of("mlp", home, objective={"own_wrong": {}}), None)
 
 
-@pytest.mark.parametrize("term", ["fused_hidden()", "kd()"])
-def test_terms_of_fused_teachers_beside_an_own_loss_are_taken(home, term):
-    losses.register(named("own_plain", lambda: stateless(VALUES["real"])))
+def of_two_teachers(home, own, term):
+    losses.register(named("own_plain", lambda: stateless(own)))
     teachers = {name: {"model": "mlp(widths=(8, 8), classes=3)", "steps": 1} for name in ("one", "two")}
     objective = {"own_plain": {}, "fused": {"term": term}}
     config = config_of("mlp", home, teachers=teachers, fusion="average()", objective=objective)
-    check_config(differ(config, student={"model": "mlp(widths=(8, 8), classes=3)"}), None)
+    return differ(config, student={"model": "mlp(widths=(8, 8), classes=3)"})
+
+
+def test_terms_of_fused_teachers_beside_an_own_loss_are_taken(home):
+    check_config(of_two_teachers(home, VALUES["real"], "fused_hidden()"), None)
+
+
+def test_a_mask_of_fused_outputs_is_refused(home):
+    pair = lambda s: (s.student.logits.sum(-1), s.teacher.logits.sum(-1))
+    with pytest.raises(ConfigError, match=r"^objective\.own_plain: returns a pair, whose second part is its mask"):
+        check_config(of_two_teachers(home, pair, "fused_hidden()"), None)
+
+
+@pytest.mark.parametrize(
+    "mask", [lambda s: s.student.logits.sum(-1) > 0, lambda s: s.mask, lambda s: s.teacher.logits.sum(-1) > 0]
+)
+def test_a_mask_that_compares_is_taken(home, mask):
+    pair = lambda s: (s.student.logits.sum(-1), mask(s))
+    check_config(of_two_teachers(home, pair, "kd()"), None)
 
 
 def test_an_own_loss_says_what_it_needs_as_a_set(home):

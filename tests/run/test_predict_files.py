@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.types import Variables
 from jaxdistill.data.datasets import open_records
@@ -324,6 +325,9 @@ def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_pa
         save_file(arrays, folder / "model.safetensors")
         with pytest.raises(DamageError, match=said):
             Predictor(folder)
+    seal.write(folder / "seal.json", {"files": {}})  # a seal that does not know the weights
+    with pytest.raises(DamageError, match=said):
+        Predictor(folder)
     save_file(whole, folder / "model.safetensors")
     Predictor(folder)
 

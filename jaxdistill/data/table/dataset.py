@@ -26,7 +26,7 @@ from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 from jaxdistill.data.table.record_reader import RecordReader, TableError, TextFormat
-from jaxdistill.data.table.records import TableRecords
+from jaxdistill.data.table.table_records import TableRecords
 
 RESERVED = {"attention_mask", "image", "index", "input_ids", "label", "label_probs", "mask", "token_type_ids"}
 FORMAT = 1  # version of the files; a new number makes them anew

@@ -73,7 +73,7 @@ def _note_skipped(places: Sequence[Path]) -> None:
     """Print a note about files that are not read, such as photos in a format that is not known."""
     if files := [place for place in places if not (place.name.startswith(".") or place.is_dir())]:
         others = f" and {len(files) - 1:,} more files" * (len(files) > 1)
-        note(f"{files[0]}{others}: skipped, no image of a known format ({', '.join(SUFFIXES)}) in a folder of images")
+        note(f"{files[0]}{others}: skipped, because it is no image ({', '.join(SUFFIXES)}) in the folder of a class")
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:

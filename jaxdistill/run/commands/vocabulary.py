@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdistill.compress.vocabulary import FILES, count_tokens, select_tokens, write
+from jaxdistill.compress.vocabulary import VOCABULARY_FILES, count_tokens, select_tokens, write
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
 from jaxdistill.run.commands import cli
@@ -43,7 +43,7 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
     """
     check_writable(folder, "--out")
     has_vocabulary = (folder / VOCABULARY).is_file()  # else its tokenizer.json is somebody's
-    check_no_other_files(folder, "--out", lambda name: has_vocabulary and name in FILES)
+    check_no_other_files(folder, "--out", lambda name: has_vocabulary and name in VOCABULARY_FILES)
     data = resolve(config, jax.devices()).data
     tokenization = data.tokenization
     if tokenization is None:

@@ -89,9 +89,8 @@ def test_records_match_training_records(view: DataView) -> None:
         problem = f"the records of {name!r} have {classes} classes, those of {other!r} have {tested}"
         raise ConfigError("data.test", f"{problem}; choose records that are alike.")
     names, of_test = view.data.descriptions["train"].class_names, view.data.test_description.class_names
-    if names and of_test and names[: len(of_test)] != of_test:
-        unlike = next(pair for pair in zip(names, of_test, strict=False) if pair[0] != pair[1])
-        problem = f"a class is {unlike[0]!r} in {name!r}, and {unlike[1]!r} in {other!r}"
+    if unlike := [pair for pair in zip(names, of_test, strict=False) if pair[0] != pair[1]]:
+        problem = f"a class is {unlike[0][0]!r} in {name!r}, and {unlike[0][1]!r} in {other!r}"
         raise ConfigError("data.test", f"{problem}; give both splits the same names of classes.")
     for field in sorted(train.keys() | test.keys()):
         if field not in train or field not in test:

@@ -56,44 +56,41 @@ def masks_are_no_outputs(view: StageView) -> None:
 
     A term returns values, or values and their mask, of which every number other than 0 counts. A mask that compares
     outputs has no gradient in them; one that is computed from them was meant as something else. Only losses of the
-    user's own are judged, as far as they can be traced here.
+    user's own are judged.
     """
-    if not any(part.startswith(f"{losses.kind} ") for part in own_parts(view.config.to_dict())):
-        return
-    for name, (term, *_) in view.terms.items():
-        if term.stream in view.signals and _is_mask_of_outputs(term, view.signals[term.stream]):
+    for name, weighted in view.terms.items():
+        parts = own_parts({name: view.config.objective[name].term})
+        if any(part.startswith(f"{losses.kind} ") for part in parts) and _has_mask_of_outputs(view, name, weighted):
             cure = "Return the values alone, or a mask of booleans, such as mask > 0"
             problem = "returns a pair, whose second part is its mask, and is computed from outputs of the models"
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
 
 
-def _is_mask_of_outputs(term: Term, signals: Any) -> bool:
-    """Return True if a term returns a mask of floats that has a gradient in the outputs of the models."""
-    try:
-        out = jax.eval_shape(functools.partial(_dense_values, term), signals, KEY)
-        if not (isinstance(out, tuple) and jnp.issubdtype(out[1].dtype, jnp.floating)):
-            return False
-        return jaxpr.used_inputs(functools.partial(_slope_of_mask, term), out[1], signals, KEY)[0]
-    except Exception:  # it needs fused teachers, or has no derivative in the teachers; other rules judge it
-        return False
+def _has_mask_of_outputs(view: StageView, name: str, weighted: WeightedTerm) -> bool:
+    """Return True if a loss term returns a mask of floats that has a gradient in the outputs of the models."""
+    term, stream = objective({name: weighted}, view.parts.components.fusion), weighted.term.stream
+    signals = {name: view.signals[name] for name in term.streams}
 
-
-def _dense_values(term: Term, signals: Any, key: Any) -> Any:
-    """Return the values of a term with its initial parameters and one teacher, for logits that are multiplied out."""
-    teachers = tuple(teacher.dense() for teacher in signals.teachers)
-    fused = teachers[0] if teachers else NO_OUTPUTS
-    return _values(term, replace(signals, student=signals.student.dense(), teachers=teachers, teacher=fused), key)
-
-
-def _slope_of_mask(term: Term, weights: Any, signals: Any, key: Any) -> list[Any]:
-    """Return the gradient of `weights` times the mask of a term in the outputs of student and teachers."""
-
-    def mask(outputs: Any) -> Any:
+    def mask(outputs: Any, signals: Any, key: Any) -> Any:
         student, teachers = outputs
-        return _dense_values(term, replace(signals, student=student, teachers=teachers), key)[1]
+        given = {**signals, stream: replace(signals[stream], student=student, teachers=teachers)}
+        params, state = term.init(key, given)
+        fused, _ = term.fuse(params, state, given[stream], key=key)
+        out, _ = weighted.term.apply(params["terms"][name], state["terms"][name], fused, key=key)
+        return out[1] if isinstance(out, tuple) else None
 
-    slopes = jax.vjp(mask, (signals.student, signals.teachers))[1](weights)
-    return [x for x in jax.tree.leaves(slopes) if jnp.issubdtype(x.dtype, jnp.floating)]
+    def slopes(weights: Any, outputs: Any, signals: Any, key: Any) -> list[Any]:
+        found = jax.vjp(lambda outputs: mask(outputs, signals, key), outputs)[1](weights)
+        return [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+    outputs = signals[stream].student, signals[stream].teachers
+    returned = jax.eval_shape(mask, outputs, signals, KEY)
+    if returned is None or not jnp.issubdtype(returned.dtype, jnp.floating):
+        return False
+    try:
+        return jaxpr.used_inputs(slopes, returned, outputs, signals, KEY)[0]
+    except (ValueError, TypeError, NotImplementedError):  # a mask without a derivative, such as that of a loop
+        return False
 
 
 def _is_zero(weight: str) -> bool:

@@ -1,0 +1,1 @@
+"""Study whether a student learns other languages from a teacher that reads English alone."""

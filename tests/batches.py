@@ -154,8 +154,9 @@ def clicks(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
 
 
 def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of images, each with a sentence; padded as both."""
-    return texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
+    """A batch of images, each with a sentence, and another for a second reader; padded as both."""
+    other = {f"teacher/{name}": x for name, x in texts(rows, classes=classes, seed=seed + 1).items()}
+    return other | texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
 
 
 BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs, "clicks": clicks}

@@ -251,6 +251,13 @@ MODELS = {
         Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
     ],
     "siglip": [Example(f"siglip({TOWERS})", hidden_states=3, inputs="pairs")],
+    "siamese": [
+        Example(
+            "siamese(bert(vocabulary=32, width=8, depth=1, heads=2, ffn=8, positions=8, classes=0))",
+            hidden_states=2,
+            inputs="pairs",
+        )
+    ],
     "towers": [
         Example(
             "towers(images=vit(patch=4, width=8, depth=2, heads=2, classes=1), "

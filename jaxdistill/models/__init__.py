@@ -11,5 +11,6 @@ from jaxdistill.models import modernbert as modernbert
 from jaxdistill.models import pretrained as pretrained
 from jaxdistill.models import resnet as resnet
 from jaxdistill.models import resnet_imagenet as resnet_imagenet
+from jaxdistill.models import siamese as siamese
 from jaxdistill.models import towers as towers
 from jaxdistill.models import vit as vit

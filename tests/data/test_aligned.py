@@ -218,6 +218,27 @@ def test_a_teacher_finds_its_own_sentences_beside_the_students(folders, tmp_path
     assert found["teacher/attention_mask"].all() and found["label"].tolist() == [0, 1]
 
 
+def test_a_teacher_reads_other_texts_of_a_record(folders, tmp_path):
+    @datasets.register
+    def translated(split):
+        return [{"text": "a b", "english": "b c d", "title": "a"}, {"text": "b", "english": "", "title": "c"}]
+
+    spec = f"sentences(tokenizer='{folders['words']}', length=4, teacher_fields=('english',){{}})"
+    found = opened(spec.format(""), tmp_path, "translated")
+    alone = opened(f"sentences(tokenizer='{folders['words']}', length=4, fields=('english',))", tmp_path, "translated")
+    assert np.array_equal(found["teacher/input_ids"], alone["input_ids"])
+    assert found["input_ids"][:, 0].tolist() == [2, 3] and "teacher/token_type_ids" not in found
+    pair = opened(spec.format(", teacher_length=3").replace("'english',", "'english', 'title'"), tmp_path, "translated")
+    both = f"sentences(tokenizer='{folders['words']}', length=3, fields=('english', 'title'))"
+    for field, values in opened(both, tmp_path, "translated").items():
+        assert np.array_equal(pair[f"teacher/{field}"], values)
+    assert np.array_equal(pair["input_ids"], found["input_ids"])
+    with pytest.raises(ConfigError, match=r"data\.tokens: .*no text field 'french'"):
+        opened(spec.format("").replace("english", "french"), tmp_path, "translated")
+    with pytest.raises(ConfigError, match="3 fields; name one text, or two for a pair"):
+        opened(spec.format("").replace("'english',", "'a', 'b', 'c'"), tmp_path, "translated")
+
+
 # Mistakes
 
 

@@ -32,6 +32,18 @@ def test_equal_texts_are_one_candidate_and_all_their_images_are_right():
     assert found["chance_text_image_r1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
 
 
+def test_of_two_texts_each_different_one_is_a_candidate_once():
+    """Texts 5 and 6 belong to one name, 6 to another as well: then 5 is not right for the other."""
+    names, texts = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 1, 1, 2]]
+    tokens, of_names = np.array([[5], [6], [6], [7]]), np.array([[1], [1], [2], [3]])
+    found = recalls(names, texts, tokens, of_names)
+    assert (found["gallery_images"], found["gallery_texts"]) == (3, 3)
+    assert found["image_text_r1"] == 1.0 and found["text_image_r1"] == 1.0
+    assert found["chance_image_text_r1"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
+    wrong = recalls(np.eye(3)[[0, 0, 0, 2]], np.eye(3)[[0, 1, 1, 2]], tokens, of_names)
+    assert wrong["image_text_r1"] == pytest.approx(2 / 3)  # the second name is most like text 5, which is not its own
+
+
 @pytest.mark.parametrize("alike", [np.ones((20, 3)), np.zeros((20, 3)), np.full((20, 3), np.nan)])
 def test_embeddings_that_say_nothing_find_nothing(alike):
     found = recalls(alike, alike)
@@ -74,3 +86,12 @@ def test_a_padded_text_is_not_one_that_ends_in_the_token_of_padding():
     found = retrieval(Outputs(jnp.zeros((3, 3)), embedding=jnp.eye(3), text_embedding=jnp.eye(3)), rows, jnp.ones(3))
     first, second, third = np.asarray(found.values["tokens"]).tolist()
     assert first != second == third
+
+
+def test_of_two_texts_equal_ones_are_known_on_each_side():
+    rows = {"input_ids": np.int32([[5], [5]]), "teacher/input_ids": np.int32([[6], [7]]), "mask": np.ones(2)}
+    out = Outputs(jnp.zeros((2, 2)), embedding=jnp.ones((2, 2)), text_embedding=jnp.ones((2, 2)))
+    found = retrieval(out, rows, jnp.ones(2)).values
+    assert found["image_tokens"].tolist() == [[5], [5]] and found["tokens"].tolist() == [[6], [7]]
+    with_image = retrieval(out, {**rows, "image": np.zeros((2, 1))}, jnp.ones(2)).values
+    assert with_image["tokens"].tolist() == [[5], [5]] and "image_tokens" not in with_image

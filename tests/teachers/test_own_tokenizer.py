@@ -159,6 +159,36 @@ def test_classes_need_no_tokens_in_common(folders, tmp_path):
     assert rows[1]["agreement"] > 0.9 and rows[0]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
+def test_a_student_learns_a_language_that_its_teacher_does_not_know(folders, tmp_path):
+    """Its letters are others, so that the teacher is right on the other field alone."""
+
+    @datasets.register
+    def translated(split):
+        other = str.maketrans("abcdefg", "bcdefga")
+        return [{**each, "text": each["text"].translate(other), "english": each["text"]} for each in letters(split)]
+
+    def run(name, tokens, **changes):
+        data = {"name": "translated", "folder": str(tmp_path), "tokens": tokens}
+        network = {"steps": 120, "student": {"model": "judge(classes=2)"}, "data": data}
+        return jaxdistill.distill(config(tokens, tmp_path, **network, **changes), tmp_path / name).rows
+
+    tokens = f"sentences(tokenizer='{folders['words']}', length=5, "
+    run("teacher", f"{tokens}fields=('english',))", objective={"cross_entropy": {}})
+    teacher = {"model": "judge(classes=2)", "checkpoint": str(tmp_path / "teacher")}
+    rows = {
+        reads: run(
+            f"run{len(reads)}",
+            f"{tokens}teacher_fields=('english',))",
+            teachers={"big": {**teacher, "reads": reads}},
+            objective={"kd": {}},
+        )
+        for reads in ("teacher/", "")
+    }
+    assert rows["teacher/"][0]["accuracy"] > 0.9 and rows["teacher/"][1]["accuracy"] > 0.9
+    assert rows[""][0]["accuracy"] < 0.7 and rows[""][1]["accuracy"] < 0.7
+
+
 # Mistakes
 
 

@@ -70,14 +70,21 @@ class Tokenization(NamedTuple):
 
 @tokenizations.register
 def sentences(
-    tokenizer: str, length: int, fields: tuple[str, ...] = ("text",), teacher: str = "", teacher_length: int = 0
+    tokenizer: str,
+    length: int,
+    fields: tuple[str, ...] = ("text",),
+    teacher: str = "",
+    teacher_length: int = 0,
+    teacher_fields: tuple[str, ...] = (),
 ) -> Tokenization:
     """Tokenise each text, or each pair of texts, with special tokens into one row of `length` tokens, for encoders.
 
     Adds `input_ids` and `attention_mask` `[rows, length]` (int32; 1 for a real token), and `token_type_ids` for pairs.
     Other fields of the data set, such as `label` and `label_probs`, are kept. A pair that is too long loses tokens of
-    its longer text first. For a teacher with another tokenizer, the same fields are added with the prefix `teacher/`;
-    set the config key `teachers.NAME.reads` to `teacher/`, so that the teacher reads these fields.
+    its longer text first. For a teacher with another tokenizer, or of other texts, the same fields are added with the
+    prefix `teacher/`; set the config key `teachers.NAME.reads` to `teacher/`, so that the teacher reads these fields. A
+    student can so learn a language that its teacher does not know, from texts and their translations: Reimers and
+    Gurevych, 2020 (arxiv.org/abs/2004.09813).
 
     Args:
         tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
@@ -85,32 +92,37 @@ def sentences(
         fields: the fields of the data set that hold texts: one, or two for a pair.
         teacher: the teacher's tokenizer, given like `tokenizer`; empty: the teacher uses the student's tokenizer.
         teacher_length: the teacher's tokens per row; 0: the same as `length`.
+        teacher_fields: the fields that the teacher reads, such as the English text; empty: the same as `fields`.
 
     Raises:
         ValueError: there is no such tokenizer, a length is below 1, or there are not one or two fields.
     """
-    if len(fields) not in (1, 2):
-        raise ValueError(f"{len(fields)} fields; name one text, or two for a pair.")
-    others = {TEACHER: tokenizers.find(teacher)} if teacher else {}
+    file, by_prefix = tokenizers.find(tokenizer), {"": fields}
+    others = {TEACHER: tokenizers.find(teacher) if teacher else file} if teacher or teacher_fields else {}
+    by_prefix |= dict.fromkeys(others, teacher_fields or fields)
+    for names in by_prefix.values():
+        if len(names) not in (1, 2):
+            raise ValueError(f"{len(names)} fields; name one text, or two for a pair.")
     lengths = {"": check_length(length)} | dict.fromkeys(others, check_length(teacher_length or length))
 
     def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
-        by_prefix = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}
-        padding = {prefix: _set_length(tok, lengths[prefix], len(fields) == 2) for prefix, tok in by_prefix.items()}
+        toks = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}
+        pads = {prefix: _set_length(tok, lengths[prefix], len(by_prefix[prefix]) == 2) for prefix, tok in toks.items()}
         for records in chunks:
-            texts = [texts_of(records, field) for field in fields]
             part, cut = _other_fields(records), 0
-            for prefix, tok in by_prefix.items():
+            for prefix, tok in toks.items():
+                texts = [texts_of(records, field) for field in by_prefix[prefix]]
                 encodings = tokenizers.encode(tok, texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
                 cut += sum(bool(encoding.overflowing) for encoding in encodings) if not prefix else 0
-                padded = _padded(encodings, lengths[prefix], padding[prefix], len(fields) == 2)
+                padded = _padded(encodings, lengths[prefix], pads[prefix], len(texts) == 2)
                 part |= {f"{prefix}{field}": values for field, values in padded.items()}
             yield Tokenized(part, int(part["attention_mask"].sum()), cut)
 
-    spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if teacher else "")
-    row_bytes = 4 * (1 + len(fields)) * sum(lengths.values())
+    spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if others else "")
+    spec += f" {teacher_fields}" if teacher_fields else ""
+    row_bytes = sum(4 * (1 + len(names)) * lengths[prefix] for prefix, names in by_prefix.items())
     return Tokenization(
-        tokenizers.find(tokenizer),
+        file,
         spec,
         encode,
         labelled=True,

@@ -1,0 +1,55 @@
+"""Embed two texts of each record with one network, such as a text and its translation, or two names of one thing.
+
+Reimers and Gurevych, Sentence-BERT, 2019 (arxiv.org/abs/1908.10084); Liu et al., SapBERT: Self-Alignment Pretraining
+for Biomedical Entity Representations, 2021 (arxiv.org/abs/2010.11784), for pairs of synonyms.
+"""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Key, Outputs, Params, RowsLike, State
+from jaxdistill.models.combinators import strip_prefix
+from jaxdistill.models.towers import pair_outputs
+
+
+@models.register
+def siamese(network: Model, scale: float = 20.0, other: str = "teacher/") -> Model:
+    """Build a model that embeds two texts of a record with one network; the first text takes the place of the image.
+
+    The network reads the fields of the batch as they are, such as `input_ids`, and then the fields whose names begin
+    with `other`, such as `teacher/input_ids`, which `sentences(teacher_fields=...)` makes. Loss terms of pairs, such as
+    `contrastive`, compare the two embeddings. A batch without the second text, as in a prediction, has the outputs of
+    the network alone.
+
+    The parameters are those of the network, so that a run with this model is a checkpoint of the network itself, which
+    may be a teacher: `teachers.NAME.model` is then the spec of the network.
+
+    Args:
+        network: a network that returns an embedding, such as `pretrained('FOLDER', classes=0)`.
+        scale: factor of the similarities of unit embeddings, which is not trained; 20 is that of sentence-transformers.
+        other: prefix of the fields of the second text.
+
+    Raises:
+        ValueError: `scale` is not positive; or, when the model is applied, the network returns no embedding.
+    """
+    if scale <= 0:
+        raise ValueError(f"scale={scale} must be positive")
+
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs, State]:
+        first_key, second_key = jax.random.split(key)
+        first, state = network.apply(params, state, batch, train=train, key=first_key)
+        if not any(field.startswith(other) for field in batch):
+            return first, state
+        second, state = network.apply(params, state, strip_prefix(batch, other), train=train, key=second_key)
+        if first.embedding is None or second.embedding is None:
+            raise ValueError("the network returns no embedding; choose another one")
+        log_scale = jnp.asarray(math.log(scale), jnp.float32)
+        pairs = pair_outputs(first.embedding, second.embedding, log_scale, None, batch["mask"])
+        return replace(pairs, hidden_states=first.hidden_states, attentions=first.attentions), state
+
+    return network._replace(apply=apply)

@@ -35,7 +35,8 @@ def siamese(network: Model, scale: float = 20.0, other: str = "teacher/") -> Mod
         other: prefix of the fields of the second text.
 
     Raises:
-        ValueError: `scale` is not positive; or, when the model is applied, the network returns no embedding.
+        ValueError: `scale` is not positive; or, when the model is applied, the network returns no embedding, or a
+            batch for training has no second text.
     """
     if scale <= 0:
         raise ValueError(f"scale={scale} must be positive")
@@ -44,6 +45,9 @@ def siamese(network: Model, scale: float = 20.0, other: str = "teacher/") -> Mod
         first_key, second_key = jax.random.split(key)
         first, state = network.apply(params, state, batch, train=train, key=first_key)
         if not any(field.startswith(other) for field in batch):
+            if train:
+                made = "data.tokens = \"sentences(..., teacher_fields=...)\" makes 'teacher/'"
+                raise ValueError(f"the records have no second text: no field begins with {other!r}; {made}")
             return first, state
         second, state = network.apply(params, state, strip_prefix(batch, other), train=train, key=second_key)
         if first.embedding is None or second.embedding is None:

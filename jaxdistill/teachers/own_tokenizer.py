@@ -20,7 +20,8 @@ def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
     tokenization = context.data.tokenization
     known = tokenization.others if tokenization else {}
     if prefix not in known:
-        cure = f"Known: {', '.join(map(repr, known))}" if known else "data.tokens=\"aligned(...)\" gives 'teacher/'"
+        made = "aligned(...), or sentences(...) with teacher= or teacher_fields=, makes 'teacher/'"
+        cure = f"Known: {', '.join(map(repr, known))}" if known else f"In data.tokens, {made}"
         raise ConfigError(f"{teacher.path}.reads", f"{prefix!r}: the data have no fields with this prefix. {cure}.")
     return teacher.replaced(network=with_prefix(teacher.network, prefix))
 

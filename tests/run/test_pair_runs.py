@@ -144,3 +144,59 @@ def test_a_cache_of_classes_is_refused(home, option, said):
     known = {"model": towers(32), "checkpoint": "", "cache": option.replace("F", str(home / "none")), "steps": 3}
     with pytest.raises(ConfigError, match=said):
         cache.write(config_of(home, teachers={"big": known}), QUIET)
+
+
+def names(split: str):
+    """Two names of each of some things: both words of a colour pair, in one order and in the other."""
+    return [{"text": each["text"], "other": " ".join(each["text"].split()[::-1])} for each in squares(split)]
+
+
+def of_names(home, **more):
+    datasets.register(names)
+    text = f"bert(vocabulary={len(WORDS)}, width=16, depth=1, heads=2, ffn=16, positions=8, classes=0)"
+    tokens = sentences(home, 8, ", teacher_fields=('other',)")
+    plain = {"student": {"model": f"siamese({text})"}, "data": {"name": "names", "tokens": tokens}, "control": False}
+    return text, config_of(home, **{**plain, "teachers": {}, "objective": {"contrastive": {}}, "steps": 30, **more})
+
+
+def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
+    text, config = of_names(home)
+    folder = home / "siamese"
+    (row,) = jaxdistill.distill(config, folder, QUIET).rows
+    assert row["gallery_images"] == row["gallery_texts"] == len(squares("test")) / 2  # each name is there twice
+    predicted = jaxdistill.load(folder).predict(["a b", "b a"])
+    assert predicted.embeddings.shape == (2, 16) and predicted.text_embeddings is None
+    teacher = {"model": text, "checkpoint": str(folder), "reads": "teacher/"}
+    changes = {"student": {"model": text}, "teachers": {"adapted": teacher}, "objective": {"logit_mse": {}}}
+    teacher_row, student_row = jaxdistill.distill(of_names(home, **changes)[1], home / "taught", QUIET).rows
+    assert student_row["similarity"] > 0.8
+    assert teacher_row["parameters"] == student_row["parameters"] == row["parameters"]
+    narrow = {**changes, "student": {"model": text.replace("width=16", "width=8")}}
+    with pytest.raises(
+        ConfigError, match=r"adapted\.model: it returns 16 numbers, and the student, .* embedding of 8\."
+    ):
+        check_config(of_names(home, **narrow)[1], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"name": "names", "tokens": ""}}, "student.model: the model reads the field 'input_ids'"),
+        (
+            {"teachers": {"big": {"model": towers(16), "steps": 1}}},
+            r"teachers\.big\.model: the model reads the field 'image'",
+        ),
+    ],
+)
+def test_what_a_siamese_network_needs_is_named(home, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        check_config(of_names(home, **changes)[1], None)
+
+
+def test_a_siamese_network_without_a_second_text_is_refused(home):
+    _, config = of_names(home, data={"name": "names", "tokens": sentences(home, 8)})
+    said = (
+        r"^student\.model: .*no field begins with 'teacher/'; data\.tokens = \"sentences\(..., teacher_fields=...\)\""
+    )
+    with pytest.raises(ConfigError, match=said):
+        check_config(config, None)

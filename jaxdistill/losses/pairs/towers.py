@@ -45,7 +45,9 @@ def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0)
         ValueError: the model does not have two towers, or no scale of its own and none is given.
     """
     if outputs.embedding is None or outputs.text_embedding is None:
-        raise ValueError(f"the {who} does not have two towers, as clip(...) and siglip(...) do")
+        raise ValueError(
+            f"the {who} does not have two towers, as towers(...), clip(...), siglip(...) and siamese(...) do"
+        )
     if not scale and outputs.scale is None:
         raise ValueError(f"the {who} has no scale of its own; set scale=")
     counted = counted_rows(signals)

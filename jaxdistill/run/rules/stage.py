@@ -53,7 +53,10 @@ def teachers_have_the_classes(view: StageView) -> None:
             continue
         if out.spans is not None:
             continue
-        classes = teacher.options.get("classes", ())
+        count, classes = out.logits.shape[-1], teacher.options.get("classes", ())
+        if count != needed and not classes and embeds(view.parts.student, view.shapes["train"]):
+            problem = f"it returns {count} numbers, and the student, which has no classes, an embedding of {needed}"
+            raise ConfigError(f"{teacher.path}.model", f"{problem}. Give both one width.")
         if classes and len(classes) != needed:
             cure = "For each class of the student give its number in the teacher, or -1 if the teacher lacks it"
             raise ConfigError(

@@ -292,7 +292,7 @@ MISTAKES = {
         ["data.name=nonesuch"],
         "data.name",
         "'nonesuch'",
-        "Known: blobs, clothes, clothing_reviews, emoji",
+        "Known: blobs, clothes, clothing_reviews, diagnoses",
     ),
     "an unknown split": (["data.test=tset"], "data.test", "'blobs' has no split 'tset'", "(KeyError: 'tset')"),
     "a checkpoint that is not there": (

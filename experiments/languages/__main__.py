@@ -92,7 +92,7 @@ def configs(workdir: Path) -> dict[str, Config]:
     small = {"model": STUDENT}
     base = make(
         title="Names of emoji in 27 languages",
-        steps=1500,
+        steps=1000,
         batch_size=128,
         student=small,
         teachers={
@@ -107,7 +107,7 @@ def configs(workdir: Path) -> dict[str, Config]:
         optimizer="adamw(weight_decay=0.01)",
         rate="cosine(start=0.002)",
         data={"name": "names", "tokens": f"{tokens}, teacher={MINILM!r})"},
-        evaluate={"every": 1500, "layers": ()},
+        evaluate={"every": 1000, "layers": ()},
         logging={"tensorboard": False, "every": 100},
         mesh={"data": 1},
     )

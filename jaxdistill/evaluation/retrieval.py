@@ -70,7 +70,8 @@ def recalls(
     Returns:
         `image_text_r1` (the text of an image is the most similar one), `image_text_r5`, `text_image_r1`,
         `text_image_r5`, each with its chance under the same name with `chance_` before it, from 0 to 1; and
-        `gallery_images` and `gallery_texts`, the numbers of candidates.
+        `gallery_images` and `gallery_texts`, the numbers of candidates; of two texts, `gallery_first_texts` in place of
+        the first.
     """
     (images, of_image), (texts, of_text) = _different(images, image_tokens), _different(texts, tokens)
     pairs = np.unique(np.stack([of_image, of_text], axis=1), axis=0)
@@ -81,7 +82,8 @@ def recalls(
     }
     found = {f"{name}_r{k}": float((each < k).mean()) for name, each in ranks.items() for k in CUTOFFS}
     found |= {f"chance_{name}_r{k}": chance(k) for name, chance in chances.items() for k in CUTOFFS}
-    return {**found, "gallery_images": float(len(images)), "gallery_texts": float(len(texts))}
+    first = "gallery_images" if image_tokens is None else "gallery_first_texts"
+    return {**found, first: float(len(images)), "gallery_texts": float(len(texts))}
 
 
 def _different(embeddings: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

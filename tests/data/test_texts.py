@@ -185,6 +185,7 @@ def test_without_network_the_cure_is_named(monkeypatch, tmp_path, client):
         ("clothing_reviews/recommended", 2, 18110, 4518),
         ("clothing_reviews/department", 6, 18110, 4518),
         ("movie_ratings", 2, 80000, 20000),
+        ("diagnoses", 22, 37708, 9173),
         ("plain_english/kjv", None, 1078, 111),
         ("plain_english/wordnet", None, 106116, 11543),
     ],

@@ -37,7 +37,7 @@ def test_of_two_texts_each_different_one_is_a_candidate_once():
     names, texts = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 1, 1, 2]]
     tokens, of_names = np.array([[5], [6], [6], [7]]), np.array([[1], [1], [2], [3]])
     found = recalls(names, texts, tokens, of_names)
-    assert (found["gallery_images"], found["gallery_texts"]) == (3, 3)
+    assert (found["gallery_first_texts"], found["gallery_texts"]) == (3, 3) and "gallery_images" not in found
     assert found["image_text_r1"] == 1.0 and found["text_image_r1"] == 1.0
     assert found["chance_image_text_r1"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
     wrong = recalls(np.eye(3)[[0, 0, 0, 2]], np.eye(3)[[0, 1, 1, 2]], tokens, of_names)

@@ -163,7 +163,8 @@ def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
     text, config = of_names(home)
     folder = home / "siamese"
     (row,) = jaxdistill.distill(config, folder, QUIET).rows
-    assert row["gallery_images"] == row["gallery_texts"] == len(squares("test")) / 2  # each name is there twice
+    assert row["gallery_first_texts"] == row["gallery_texts"] == len(squares("test")) / 2  # each name is there twice
+    assert "test first texts, the student finds the second text of" in (folder / "report.html").read_text()
     predicted = jaxdistill.load(folder).predict(["a b", "b a"])
     assert predicted.embeddings.shape == (2, 16) and predicted.text_embeddings is None
     teacher = {"model": text, "checkpoint": str(folder), "reads": "teacher/"}

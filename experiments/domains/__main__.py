@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 import jaxdistill
+from experiments.languages.vectors import accuracy, linear_head
 from jaxdistill.core.packages import default_folder
 from jaxdistill.core.registry import datasets
 from jaxdistill.data import open_records
@@ -34,7 +35,6 @@ DOMAIN, GENERAL, TEXTS = "domain texts, adapted teacher", "domain texts, general
 TWIN, CONTROL = "domain texts, teacher of permuted pairs (twin)", "1,000 pairs alone (control)"
 FILE = str(Path(__file__).parents[2] / "configs" / "domains.py")
 PAIRS = 1000
-PENALTY = 1.0
 NETWORK = f"siamese(pretrained({MINILM!r}, classes=0, dropout=0.0, attention_dropout=0.0))"
 
 
@@ -108,17 +108,9 @@ def chapters(folder: Path, model: str = "student") -> float:
     """Return how often a linear head on a model's vectors finds the chapter of a diagnosis, in percent."""
     embedder = jaxdistill.load(folder, model=model)
     parts = [_columns("diagnoses", split, default_folder()) for split in ("train", "test")]
-    rows = [_with_one(embedder.predict([{"text": text} for text in part["text"]]).embeddings) for part in parts]
+    vectors = [embedder.predict([{"text": text} for text in part["text"]]).embeddings for part in parts]
     labels = [np.array(part["label"]) for part in parts]
-    wanted = np.eye(labels[0].max() + 1)[labels[0]]
-    weights = np.linalg.solve(rows[0].T @ rows[0] + PENALTY * np.eye(rows[0].shape[1]), rows[0].T @ wanted)
-    return 100 * float(np.mean((rows[1] @ weights).argmax(axis=1) == labels[1]))
-
-
-def _with_one(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float64)
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
+    return accuracy(linear_head(vectors[0], labels[0]), vectors[1], labels[1])
 
 
 def main() -> None:

@@ -16,25 +16,20 @@ The tokenizer (8,000 pieces) is trained on the names for training. A study that 
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 import jaxdistill
+from experiments.languages.vectors import accuracy, linear_head, sentence_vectors
 from jaxdistill.core.packages import default_folder
-from jaxdistill.core.registry import datasets, tokenizations
-from jaxdistill.core.types import Variables
+from jaxdistill.core.registry import datasets
 from jaxdistill.data import open_records
 from jaxdistill.data.builders.emoji import LANGUAGES
-from jaxdistill.data.text import tokenizer as text_tokenizer
-from jaxdistill.data.text.tokens import joined
 from jaxdistill.evaluation.comparison import mean_and_interval, paired
 from jaxdistill.evaluation.report.formats import aligned
-from jaxdistill.models.build import build_model
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import Config, differ, make
 from jaxdistill.run.presets.text import MINILM
@@ -43,7 +38,6 @@ from jaxdistill.run.study import run_or_resume
 ENGLISH = "text"
 OTHERS = tuple(f"text_{language.replace('-', '_')}" for language in LANGUAGES if language != "en-gb")
 PIECES = 8000
-PENALTY = 1.0
 STUDENT = f"bert(vocabulary={PIECES}, width=384, depth=1, heads=6, ffn=384, positions=24, classes=0)"
 TEACHER = "teacher, in English"
 ARMS = ("with a teacher", "contrastive, no teacher (control)", "the teacher's rows shuffled (twin)")
@@ -118,35 +112,6 @@ def configs(workdir: Path) -> dict[str, Config]:
     return dict(zip(ARMS, (base, control, twin), strict=True))
 
 
-def teacher_vectors(texts: Sequence[str]) -> np.ndarray:
-    """Return the teacher's embeddings of English texts, `[texts, 384]`."""
-    tokenization = tokenizations.build(f"sentences(tokenizer={MINILM!r}, length=16)", "tokens")
-    columns = {"text": np.array(texts, object)}
-    rows = joined(tokenization.encode(text_tokenizer.load(tokenization.file), iter([columns]))).columns
-    model, key = build_model(f"pretrained({MINILM!r}, classes=0)", "model", "float32"), jax.random.key(0)
-    rows |= {"mask": np.ones(len(texts), np.float32)}
-    values = model.load(Variables(*jax.eval_shape(model.init, key, rows))).read()
-    apply = jax.jit(lambda values, rows: model.apply(values.params, values.state, rows, train=False, key=key)[0])
-    return np.asarray(apply(values, rows).embedding)
-
-
-def head(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the weights of a linear head, `[width + 1, classes]`: ridge regression on one-hot labels."""
-    rows = with_one(vectors)
-    return np.linalg.solve(rows.T @ rows + PENALTY * np.eye(rows.shape[1]), rows.T @ np.eye(labels.max() + 1)[labels])
-
-
-def with_one(vectors: np.ndarray) -> np.ndarray:
-    """Append a constant to unit vectors, so that a head has a bias."""
-    vectors = np.asarray(vectors, np.float64)
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
-
-
-def accuracy(weights: np.ndarray, vectors: np.ndarray, labels: np.ndarray) -> float:
-    return 100 * float(np.mean((with_one(vectors) @ weights).argmax(axis=1) == labels))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/languages", type=Path)
@@ -157,8 +122,8 @@ def main() -> None:
         cache.write(arms[arm], console)
     train, test = (emoji(split, default_folder()) for split in ("train", "test"))
     labels, of_test = np.array(train["label"]), np.array(test["label"])
-    of_teacher = head(teacher_vectors(train[ENGLISH]), labels)
-    english = {TEACHER: [accuracy(of_teacher, teacher_vectors(test[ENGLISH]), of_test)]}
+    of_teacher = linear_head(sentence_vectors(train[ENGLISH]), labels)
+    english = {TEACHER: [accuracy(of_teacher, sentence_vectors(test[ENGLISH]), of_test)]}
     others: dict[str, list[float]] = {}
     for seed in range(args.seeds):
         for number, (arm, config) in enumerate(arms.items()):
@@ -166,7 +131,7 @@ def main() -> None:
             run_or_resume(differ(config, seed=seed), folder)
             student = jaxdistill.load(folder)
             embed = lambda texts, student=student: student.predict([{"text": text} for text in texts]).embeddings
-            weights = head(embed(train[ENGLISH]), labels) if arm == ARMS[1] else of_teacher
+            weights = linear_head(embed(train[ENGLISH]), labels) if arm == ARMS[1] else of_teacher
             found = {field: accuracy(weights, embed(test[field]), of_test) for field in (ENGLISH, *OTHERS)}
             english.setdefault(arm, []).append(found[ENGLISH])
             others.setdefault(arm, []).append(float(np.mean([found[field] for field in OTHERS])))

@@ -2,6 +2,7 @@
 
 from jaxdistill.models import bert as bert
 from jaxdistill.models import clip as clip
+from jaxdistill.models import cosine_head as cosine_head
 from jaxdistill.models import dcn as dcn
 from jaxdistill.models import decoder as decoder
 from jaxdistill.models import efficientnet as efficientnet

@@ -18,7 +18,7 @@ from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.evaluation.interpret.bits import Bits, bits_beyond
 from jaxdistill.evaluation.interpret.relations import edges, nearest, relations, share_kept
 from jaxdistill.evaluation.report import explanation, page
-from jaxdistill.losses.relations.class_graph import Graph, write_graph
+from jaxdistill.losses.relations.edges import Graph, write_graph
 from jaxdistill.losses.term import mean_over_positions
 from jaxdistill.models.abstract import has_no_classes, has_pairs
 from jaxdistill.models.combinators import strip_prefix

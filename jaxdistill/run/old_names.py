@@ -59,7 +59,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.kernels.operations": "jaxdistill.core.kernels.primitives",
     "jaxdistill.kernels.rows": "jaxdistill.core.kernels.fused",
     "jaxdistill.launch": "jaxdistill.run.launch",
-    "jaxdistill.losses.edges": "jaxdistill.losses.relations.class_graph",
+    "jaxdistill.losses.edges": "jaxdistill.losses.relations.edges",
     "jaxdistill.means": "jaxdistill.core.chunked.terms",
     "jaxdistill.meshes": "jaxdistill.run.rules.devices",
     "jaxdistill.models.cached": "jaxdistill.teachers.codec",

@@ -19,14 +19,14 @@ CONTENT = "\n\n".join([HEADING, *(STANZA.format(number=n) for n in range(40)), O
 
 
 def test_concepts_are_read_with_their_exact_synonyms():
-    found = list(medical._concepts(CONTENT))
-    assert len(found) == 40 and found[3] == medical._Concept(
+    found = list(medical.read_concepts(CONTENT))
+    assert len(found) == 40 and found[3] == medical.Concept(
         "HP:0000003", "Sign 3", ("Exact 3",), ("Exact 3", "Wider 3", 'A "quoted" definition of 3.')
     )
 
 
 def test_a_phenotype_is_in_one_split_with_all_its_texts():
-    splits = medical._splits(medical._concepts(CONTENT))
+    splits = medical._splits(medical.read_concepts(CONTENT))
     names = {split: {each["name"] for each in records} for split, records in splits.items()}
     assert not names["pairs"] & names["test"] and len(names["pairs"] | names["test"]) == 40
     assert 10 <= len(names["test"]) <= 30
@@ -40,8 +40,8 @@ def test_a_phenotype_is_in_one_split_with_all_its_texts():
 
 def test_a_text_of_a_test_phenotype_is_in_no_other_split():
     one, other = (f"HP:{number:07d}" for number in (_first(0), _first(1)))
-    known = medical._Concept(one, "known", ("shared", "own"), ("shared", "own"))
-    held_out = medical._Concept(other, "unseen", ("shared",), ("shared",))
+    known = medical.Concept(one, "known", ("shared", "own"), ("shared", "own"))
+    held_out = medical.Concept(other, "unseen", ("shared",), ("shared",))
     splits = medical._splits([known, held_out])
     assert splits["test"] == [{"text": "shared", "name": "unseen"}]
     assert splits["pairs"] == [{"text": "own", "name": "known"}]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.evaluation.interpret.relations import edges, nearest, number_of, relations, share_kept
-from jaxdistill.losses.relations.class_graph import parse_edges
+from jaxdistill.losses.relations.edges import parse_edges
 
 # two records of class 0, one of class 1 and of class 2, none of class 3; probabilities at temperature 1
 SOFT = np.array([[0.6, 0.3, 0.08, 0.02], [0.6, 0.1, 0.28, 0.02], [0.3, 0.5, 0.1, 0.1], [0.1, 0.2, 0.6, 0.1]])

@@ -1,216 +1,86 @@
-"""Graphs of classes: made from hierarchies, written, read again, and refused with the config's path."""
+"""The smoothness of class vectors over a graph: by hand, by loops, and what is refused."""
 
-import json
+from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
-from batches import at_nodes
-from checks import assert_close
-from terms import build_loss
+from batches import signals, single
+from checks import assert_close, float64
 from terms import loss_values as values
 
-from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.builders import class_hierarchy
-from jaxdistill.losses.relations import class_graph
-from jaxdistill.losses.relations.class_graph import MAX_NODES
-
-# Hierarchies
-
-# 1 entity > 2 animal > 4 cat, 5 dog > 9 Rex, an instance; 1 entity > 3 artifact > 6 vehicle > 7 car, 8 a second "cat"
-NOUNS = """  1 a licence
-00000001 03 n 01 entity 0 002 ~ 00000002 n 0000 ~ 00000003 n 0000 | all there is
-00000002 05 n 0a animal 0 a 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 002 @ 00000001 n 0000 ~ 00000004 n 0000 | ten words
-00000003 06 n 01 artifact 0 001 @ 00000001 n 0000 | made
-00000004 05 n 02 cat 0 true_cat 0 002 @ 00000002 n 0000 + 00000004 v 0101 | purrs
-00000005 05 n 01 dog 0 001 @ 00000002 n 0000 | barks
-00000006 06 n 01 vehicle 0 001 @ 00000003 n 0000 | rolls
-00000007 06 n 01 car 0 001 @ 00000006 n 0000 | has four
-00000008 06 n 01 cat 1 001 @ 00000006 n 0000 | a tractor
-00000009 05 n 01 Rex 0 001 @i 00000005 n 0000 | a good one
-"""
-INDEX = """  1 a licence
-animal n 1 2 @ ~ 1 1 00000002
-car n 1 1 @ 1 1 00000007
-cat n 2 2 @ + 2 1 00000004 00000008
-dog n 1 1 @ 1 0 00000005
-entity n 1 1 ~ 1 0 00000001
-rex n 1 1 @i 1 0 00000009
-true_cat n 1 1 @ 1 0 00000004
-vehicle n 1 1 @ 1 0 00000006
-"""
-OBO = """format-version: 1.2
-
-[Term]
-id: X:1
-name: All
-
-[Term]
-id: X:2
-name: Short stature
-alt_id: X:9
-synonym: "Small" EXACT layperson []
-is_a: X:1 ! All
-
-[Term]
-id: X:3
-name: Small
-is_a: X:2 ! Short stature
-
-[Term]
-id: X:4
-name: Gone
-is_obsolete: true
-
-[Typedef]
-id: part_of
-name: part of
-"""
-ICD = """<ICD10CM.tabular><version>1</version>
-<chapter><name>1</name><desc>Infections (A00-B99)</desc><sectionIndex><sectionRef id="A00-A09"/></sectionIndex>
-<section id="A00-A09"><desc>Intestinal (A00-A09)</desc>
-<diag><name>A00</name><desc>Cholera</desc><diag><name>A00.0</name><desc>Classical cholera</desc></diag></diag>
-<diag><name>A01</name><desc>Typhoid</desc></diag></section>
-<section id="B20"><desc>HIV (B20)</desc><diag><name>B20</name><desc>HIV</desc></diag></section></chapter>
-<chapter><name>2</name><desc>Neoplasms (C00-D49)</desc></chapter></ICD10CM.tabular>
-"""
+EDGES = ((0, 1, 2.0), (1, 2, 1.0), (0, 4, 0.5), (3, 3, 9.0))
 
 
-@pytest.fixture
-def wordnet(tmp_path):
-    (tmp_path / "data.noun").write_text(NOUNS)
-    (tmp_path / "index.noun").write_text(INDEX)
-    return tmp_path
+def with_vectors(vectors):
+    """Signals of a student whose class vectors are the rows of a matrix."""
+    seen = signals()
+    params = seen.params["student"] | {"cosine/kernel": single(np.asarray(vectors).T)}
+    return replace(seen, params=seen.params | {"student": params})
 
 
-def weights(graph: class_graph.Graph) -> dict[tuple[str, str], float]:
-    return {(graph.names[i], graph.names[j]): weight for i, j, weight in graph.edges}
+def by_loops(vectors, edges):
+    """The formula, class by class, in float64."""
+    units = [v / np.linalg.norm(v) for v in float64(vectors)]
+    terms = []
+    for c in range(len(units)):
+        near = [(b if a == c else a, w) for a, b, w in edges if c in (a, b) and a != b]
+        if near:
+            mean = sum(w * units[j] for j, w in near) / sum(w for _, w in near)
+            terms.append(np.sum((units[c] - mean) ** 2))
+    return np.mean(terms)
 
 
-def test_path_similarity_in_wordnets_format_by_hand(wordnet):
-    names = ["cat", "dog", "car", "Rex", "animal", "cat#2"]
-    found = weights(class_hierarchy.related_graph(names, class_hierarchy.load_hierarchy(str(wordnet))))
-    steps = {
-        ("cat", "dog"): 2,
-        ("cat", "car"): 5,
-        ("cat", "Rex"): 3,
-        ("cat", "animal"): 1,
-        ("cat", "cat#2"): 5,
-        ("dog", "car"): 5,
-        ("dog", "Rex"): 1,
-        ("car", "cat#2"): 2,
-    }
-    assert len(found) == 15
-    for pair, distance in steps.items():
-        assert found[pair] == pytest.approx(1 / (1 + distance), abs=1e-6)
-    few = class_hierarchy.related_graph(names, class_hierarchy.load_hierarchy(str(wordnet)), least=0.3)
-    assert weights(few) == {pair: weight for pair, weight in found.items() if weight >= 0.3}
+def test_by_hand():
+    """Two neighbours at a right angle: each is sqrt 2 from the other; a third class has no edge."""
+    seen = with_vectors([[3.0, 0], [0, 0.5], [1, 1], [1, 0], [2, 2]])
+    assert_close(values("class_graph(edges=((0, 1),))", seen), 2.0)
+    # class 2 lies between 0 and 1, whose mean is (1/2, 1/2): (1 / sqrt 2 - 1/2)^2 twice; 0 and 1 see 2 alone
+    middle = 2 * (np.sqrt(0.5) - 0.5) ** 2
+    ends = (1 - np.sqrt(0.5)) ** 2 + 0.5
+    assert_close(values("class_graph(edges=((0, 2), (1, 2)))", seen), (middle + 2 * ends) / 3)
 
 
-@pytest.mark.parametrize("name", ["cat", "CAT", "true cat", "n00000004", "moggy / True Cat", "moggy/cat#1"])
-def test_a_class_may_be_named_in_many_ways(name, wordnet):
-    assert class_hierarchy.concept_of(name, class_hierarchy.load_hierarchy(str(wordnet))) == "n00000004"
+def test_by_loops():
+    vectors = np.random.default_rng(0).normal(size=(5, 4))
+    assert_close(values(f"class_graph(edges={EDGES})", with_vectors(vectors)), by_loops(vectors, EDGES))
 
 
-@pytest.mark.parametrize("name", ["moggy", "cat#3", "cat#0", "n00000099"])
-def test_a_class_may_be_unknown(name, wordnet):
-    assert class_hierarchy.concept_of(name, class_hierarchy.load_hierarchy(str(wordnet))) is None
+def test_it_is_blind_to_norms_and_sees_permuted_classes():
+    vectors = np.random.default_rng(1).normal(size=(5, 4))
+    value = lambda x: float(values(f"class_graph(edges={EDGES})", with_vectors(x)))
+    assert value(vectors * np.array([[1], [9], [0.1], [2], [3]])) == pytest.approx(value(vectors), rel=1e-5)
+    assert abs(value(vectors[[2, 1, 0, 3, 4]]) - value(vectors)) > 0.01
 
 
-def test_the_nearest_common_ancestor_counts_where_ways_part():
-    parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
-    known = class_hierarchy.Hierarchy(parents, {})
-    assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
-    assert weights(class_hierarchy.related_graph(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
+def test_a_class_without_examples_moves_to_its_neighbours():
+    """Its gradient is that of the graph alone, and leads towards the mean of its neighbours."""
+    vectors = np.array([[1.0, 0.2], [1.0, -0.2], [0.1, 1.0], [0, 1], [0, 1]])
+    place = lambda x: values("class_graph(edges=((0, 2), (1, 2)))", with_vectors(x))
+    for _ in range(200):
+        slope = jax.grad(lambda x: values_of(x))(single(vectors))
+        vectors[2] -= 0.5 * np.asarray(slope)[2]
+    assert vectors[2, 0] / np.linalg.norm(vectors[2]) > 0.999
+    assert float(place(vectors)) < 0.1
 
 
-def test_an_ontology_of_phenotypes(tmp_path):
-    (tmp_path / "x.obo").write_text(OBO)
-    known = class_hierarchy.load_hierarchy(str(tmp_path / "x.obo"))
-    assert known.parents == {"X:1": [], "X:2": ["X:1"], "X:3": ["X:2"]}
-    for name, concept in {"short stature": "X:2", "x:9": "X:2", "Small": "X:3", "X:1": "X:1", "Gone": None}.items():
-        assert class_hierarchy.concept_of(name, known) == concept  # a name is more than a synonym of another
-    assert known.senses["small"] == ["X:3", "X:2"]
+def values_of(vectors):
+    from jaxdistill.losses.relations.class_graph import roughness
+    from jaxdistill.losses.relations.edges import parse_edges
 
-
-def test_a_list_of_diagnoses(tmp_path):
-    (tmp_path / "icd.xml").write_text(ICD)
-    known = class_hierarchy.load_hierarchy(str(tmp_path / "icd.xml"))
-    found = weights(class_hierarchy.related_graph(["A00.0", "Typhoid", "hiv", "neoplasms"], known))
-    distances = {pair: round(1 / weight) - 1 for pair, weight in found.items()}
-    assert distances["A00.0", "Typhoid"] == 3
-    assert distances["A00.0", "hiv"] == 4  # a section of one category is that category
-    assert distances["A00.0", "neoplasms"] == 5
-
-
-def test_the_command_writes_what_a_config_reads(wordnet, capsys):
-    (wordnet / "names.txt").write_text("cat\ndog\n\ncar\n")
-    out = wordnet / "made" / "edges.json"
-    assert (
-        class_hierarchy.run(["--classes", str(wordnet / "names.txt"), "--out", str(out), "--source", str(wordnet)]) == 0
-    )
-    assert capsys.readouterr().out == f"3 of 3 pairs of 3 classes are related; written to {out}\n"
-    assert class_graph.read_graph(out).names == ("cat", "dog", "car")
-    seen = at_nodes([0, 1, 2, 0, 1, 2])
-    written = "((0, 1, 0.333333), (0, 2, 0.166667), (1, 2, 0.166667))"
-    for spec in ("graph(edges={})", "related_labels(edges={}, share=0.4)"):
-        assert_close(values(spec.format(repr(str(out))), seen), values(spec.format(written), seen))
+    return roughness(vectors, parse_edges(((0, 2), (1, 2))))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("spec", "said"),
     [
-        (["--classes", "cat, moggy, frob"], "2 names are not in the hierarchy: moggy, frob. Give another name"),
-        (["--classes", "cat, true cat"], "classes mean the same: cat, true cat. Choose senses"),
-        (["--classes", "cat, dog", "--source", "wordnt"], "or a named source. Did you mean 'wordnet'?"),
+        (
+            "class_graph(edges=((0, 1),), kernel='b/kernel')",
+            r"no kernel \[width, 5\] of the student; name one of cosine/kernel, head/k",
+        ),
+        ("class_graph(edges=((0, 7),))", "the graph names class 7, but the student has 5 classes"),
     ],
 )
-def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
-    assert class_hierarchy.run(["--source", str(wordnet), "--out", str(wordnet / "edges.json"), *words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and said in err and err.count("\n") == 1 and not err.endswith("..\n")
-    assert not (wordnet / "edges.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "there is no file .*python -m jaxdistill.data.builders.class_hierarchy writes one"),
-        ("[", "is not a graph file"),
-        ('{"edges": [[0, 1, 0.5]]}', "is not a graph file"),
-        ('{"names": [], "edges": [[0, 1]]}', "is not a graph file"),
-        ('{"names": [], "edges": []}', "the graph has no edges"),
-        ('{"names": [], "edges": [[0, 1, -1]]}', "is not an edge"),
-    ],
-)
-def test_a_file_that_holds_no_graph_is_refused_with_the_config_path(content, said, tmp_path):
-    file = tmp_path / "edges.json"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(ConfigError, match=f"objective: graph: .*{said}"):
-        build_loss(f"graph(edges={str(file)!r})")
-
-
-@pytest.mark.parametrize(
-    ("edges", "said"),
-    [
-        ("()", "the graph has no edges"),
-        ("((0,),)", r"\(0,\) is not an edge"),
-        ("((0, -1),)", "is not an edge"),
-        ("((0, 1.5),)", "is not an edge"),
-        ("((0, 1, 0),)", "is not an edge"),
-        ("((0, 1, 2, 3),)", "is not an edge"),
-        ("((0, 1, 2), (1, 0, 3))", "given twice, with different weights"),
-        ("((0, 1, 2), (0, 1))", "given twice, with different weights"),
-        (f"((0, {MAX_NODES}),)", "renumber the nodes that your records use"),
-    ],
-)
-def test_edges_that_are_none_are_refused(edges, said):
-    with pytest.raises(ConfigError, match=said):
-        build_loss(f"related_labels(edges={edges})")
-
-
-def test_what_is_written_is_read_again(tmp_path):
-    graph = class_graph.Graph(("a", "b c"), ((0, 1, 0.25),))
-    class_graph.write_graph(tmp_path / "g.json", graph)
-    assert class_graph.read_graph(tmp_path / "g.json") == graph
-    content = json.loads((tmp_path / "g.json").read_text())
-    assert content.pop("seal") and content == {"names": ["a", "b c"], "edges": [[0, 1, 0.25]]}
+def test_mistakes_are_named(spec, said):
+    with pytest.raises(ValueError, match=said):
+        values(spec, with_vectors(np.ones((5, 4))))

@@ -13,7 +13,7 @@ from terms import build_loss
 from terms import loss_values as values
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.losses.relations.class_graph import MAX_NODES, parse_edges
+from jaxdistill.losses.relations.edges import MAX_NODES, parse_edges
 from jaxdistill.losses.relations.graph import edge_weights
 from jaxdistill.losses.relations.related_labels import label_shares
 

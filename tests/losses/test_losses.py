@@ -187,7 +187,8 @@ def test_cross_entropy_refuses_to_smooth_everything(smoothing):
 
 def test_decay_is_half_the_squared_norm_of_the_kernels():
     seen = signals()
-    kernels = [float64(seen.params["student"][name]) for name in ("a/kernel", "b/kernel")]  # and not a/bias
+    names = ("a/kernel", "b/kernel", "head/kernel")  # and not a/bias
+    kernels = [float64(seen.params["student"][name]) for name in names]
     assert_close(values("decay", seen), 0.5 * sum((w**2).sum() for w in kernels))
 
 

@@ -16,7 +16,7 @@ from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import choose_step
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report.logs import read_logs
-from jaxdistill.losses.relations.class_graph import Graph, write_graph
+from jaxdistill.losses.relations.edges import Graph, write_graph
 from jaxdistill.models.pretrained import sources_of
 from jaxdistill.run import record_identity, subset
 from jaxdistill.run.commands import cache

@@ -11,7 +11,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report import explanation
-from jaxdistill.losses.relations.class_graph import read_graph
+from jaxdistill.losses.relations.edges import read_graph
 from jaxdistill.run.explain import explain
 from jaxdistill.run.predict import results
 

@@ -26,7 +26,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.data import store
 from jaxdistill.data.image.processors import read_recipe
 from jaxdistill.data.text import tokenizer
-from jaxdistill.losses.relations.class_graph import Graph, read_graph, write_graph
+from jaxdistill.losses.relations.edges import Graph, read_graph, write_graph
 from jaxdistill.models.hub.gguf import Gguf
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.models.hub.source import Safetensors

@@ -188,7 +188,7 @@ def test_a_wrong_config_file_is_one_line(tmp_path, content, said, capsys):
 
 
 def test_a_graph_file_holds_whole_numbers(tmp_path):
-    from jaxdistill.losses.relations.class_graph import parse_edges, read_graph
+    from jaxdistill.losses.relations.edges import parse_edges, read_graph
 
     for edges in ([[0.7, 1.2, 1]], [["0", 1, 1]], [[float("inf"), 1, 1]], [[True, 1, 1]]):
         (tmp_path / "g.json").write_text(json.dumps({"names": ["a", "b"], "edges": edges}))

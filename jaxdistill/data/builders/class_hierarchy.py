@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from jaxdistill.core import packages
 from jaxdistill.core.errors import suggest
-from jaxdistill.losses.relations.class_graph import Graph, write_graph
+from jaxdistill.losses.relations.edges import Graph, write_graph
 
 
 class Hierarchy(NamedTuple):

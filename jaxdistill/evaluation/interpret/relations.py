@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdistill.losses.relations.class_graph import Edge
+from jaxdistill.losses.relations.edges import Edge
 
 TEMPERATURE = 4.0  # at 1, the probabilities of most wrong classes are too small to tell from each other
 MOST = 3  # nearest classes of each class

@@ -8,6 +8,7 @@ from jaxdistill.losses.logits import dkd as dkd
 from jaxdistill.losses.logits import hard as hard
 from jaxdistill.losses.logits import jsd as jsd
 from jaxdistill.losses.logits import kd as kd
+from jaxdistill.losses.logits import known_classes as known_classes
 from jaxdistill.losses.logits import logit_mse as logit_mse
 from jaxdistill.losses.logits import reverse_kl as reverse_kl
 from jaxdistill.losses.logits import skew_kl as skew_kl

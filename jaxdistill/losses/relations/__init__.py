@@ -4,6 +4,7 @@ To add a loss, add a module to this folder and import it below; the import regis
 """
 
 from jaxdistill.losses.relations import cc as cc
+from jaxdistill.losses.relations import class_graph as class_graph
 from jaxdistill.losses.relations import crd as crd
 from jaxdistill.losses.relations import graph as graph
 from jaxdistill.losses.relations import pkt as pkt

@@ -1,118 +1,77 @@
-"""Read and write graphs whose nodes are classes, or examples of a data set, and whose edges join related nodes.
+"""Class graph: the class vectors of related classes lie near each other, so that a class without examples is placed.
 
-A config gives a graph as a tuple of edges, or as the path of a JSON file that `write_graph` wrote.
+The smoothness of the head over a given graph of classes, such as an ontology. With the class vectors w_c of the
+student's head, scaled to unit norm, and the weights A of the edges, whose rows W sum to 1:
+
+    sum_c d_c ||w_c - sum_j W_cj w_j||^2 / sum_c d_c,    d_c = 1 if the class c has an edge, else 0
+
+Kampffmeyer et al., Rethinking Knowledge Graph Propagation for Zero-Shot Learning, CVPR 2019 (arxiv.org/abs/1805.11724),
+predict w_c from the graph by a network; here the head itself is smoothed. The losses `graph` and `related_labels` move
+examples, and cannot move a class that has none. Such a class needs a head that compares directions, as `cosine_head`
+has it: otherwise its vector keeps a small norm, and it never wins.
+
+Config: objective.class_graph.term = "class_graph(edges='FOLDER/edges.json')"; student.model = "cosine_head(...)"
+When: some classes have no examples and no teacher that knows them, and an ontology relates them to others.
+Checked: by hand; by loops over the classes in float64; against the quadratic form of the normalised graph.
 """
 
-import json
-import math
-from pathlib import Path
-from typing import NamedTuple
-
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from jaxdistill.core import seal
-from jaxdistill.core.errors import DamageError
-
-GraphSpec = str | tuple[tuple[float, ...], ...]  # path of a file, or edges (node, node) or (node, node, weight)
-MAX_NODES = 65535  # a pair of nodes is encoded as one number of 32 bits
-
-
-class Edges(NamedTuple):
-    """The edges of a graph as arrays. Each edge is listed in both directions, sorted by source and then by target.
-
-    source, target: `[edges]`, int64, the numbers of the two nodes that an edge joins
-    weight: `[edges]`, above 0
-    nodes: number of nodes, the largest node number plus 1
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    weight: np.ndarray
-    nodes: int
+from jaxdistill.core.interfaces import Term
+from jaxdistill.core.registry import losses
+from jaxdistill.core.types import Array, Signals
+from jaxdistill.losses.relations.edges import Edges, GraphSpec, check_classes, parse_edges
+from jaxdistill.losses.term import precise, stateless, unit
 
 
-def parse_edges(spec: GraphSpec) -> Edges:
-    """Convert a graph to arrays of edges.
+def roughness(vectors: Float[Array, "classes width"], edges: Edges) -> Float[Array, ""]:
+    """Compute the mean squared distance of unit class vectors from the weighted mean of their neighbours' vectors.
+
+    The mean is over the classes that have an edge to another class.
 
     Args:
-        spec: the graph as the config gives it: a tuple of edges (node, node) or (node, node, weight), or the file name
-            of a graph that `write_graph` wrote. The weight is 1 if it is not given.
+        vectors: a vector for each class, of any norm.
+        edges: weighted edges between the classes; an edge of a class with itself is ignored.
+    """
+    classes, other = len(vectors), edges.source != edges.target
+    source, target, weight = edges.source[other], edges.target[other], edges.weight[other]
+    total = np.bincount(source, weight, minlength=classes)
+    shares = jnp.asarray(weight / total[source], precise(vectors).dtype)
+    units = unit(vectors)
+    means = jax.ops.segment_sum(shares[:, None] * units[target], source, classes)
+    distances = jnp.sum((units - means) ** 2, axis=-1)
+    return jnp.sum(jnp.where(total > 0, distances, 0.0)) / max(int(np.count_nonzero(total)), 1)
+
+
+@losses.register
+def class_graph(edges: GraphSpec, kernel: str = "cosine/kernel") -> Term:
+    """Build the loss term sum_c d_c ||w_c - sum_j W_cj w_j||^2 / sum_c d_c of the unit class vectors w of the head.
+
+    W are the weights of the edges, which sum to 1 for each class; d_c is 1 if class c has an edge, else 0. An edge of a
+    class with itself is ignored.
+
+    Args:
+        edges: pairs of classes such as ((0, 1), (3, 7)), optionally with a weight, as in (0, 1, 0.5); or the name of a
+            file that `python -m jaxdistill.data.builders.class_hierarchy` or `jaxdistill graph` writes.
+        kernel: name of the kernel of the student's head, `[width, classes]`: that of `cosine_head` by default, and
+            `head/kernel` in most families.
 
     Raises:
-        ValueError: the file does not exist or is not a graph, there are no edges, an edge is malformed or given twice
-            with different weights, or a node number is too large.
+        ValueError: the graph has no edges; or, when the loss is computed, the student has no such kernel, or the graph
+            names a class that the student does not have.
     """
-    edges = read_graph(Path(spec).expanduser()).edges if isinstance(spec, str) else spec
-    if not edges:
-        raise ValueError("the graph has no edges; give some, such as ((0, 1), (3, 7)), or the path of a graph file")
-    weights: dict[tuple[int, int], float] = {}
-    for edge in edges:
-        a, b, weight = (*edge, 1.0)[:3] if len(edge) in (2, 3) else (-1, -1, 0)
-        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in (a, b, weight))
-        if not finite or min(a, b) < 0 or a != int(a) or b != int(b) or not weight > 0:
-            raise ValueError(f"{edge} is not an edge; give two node numbers from 0, and optionally a weight above 0")
-        if weights.setdefault((int(a), int(b)), weight) != weight or weights.get((b, a), weight) != weight:
-            raise ValueError(f"the edge between {a:g} and {b:g} is given twice, with different weights; give it once")
-    both_directions = weights | {(b, a): weight for (a, b), weight in weights.items()}
-    source, target = np.array(sorted(both_directions), np.int64).T
-    nodes = int(source.max()) + 1
-    if nodes > MAX_NODES:
-        raise ValueError(f"node {nodes - 1} is above {MAX_NODES - 1}; renumber the nodes that your records use, from 0")
-    weight_array = np.array([both_directions[pair] for pair in sorted(both_directions)])
-    return Edges(source, target, weight_array, nodes)
+    graph = parse_edges(edges)
 
+    def values(signals: Signals) -> Array:
+        params, classes = signals.params["student"], signals.student.logits.shape[-1]
+        fits = [name for name, x in params.items() if x.ndim == 2 and x.shape[-1] == classes]
+        if kernel not in fits:
+            cure = f"name one of {', '.join(fits)}" if fits else "choose a head that has one, such as cosine_head(...)"
+            raise ValueError(f"kernel={kernel!r} is no kernel [width, {classes}] of the student; {cure}")
+        check_classes(graph, classes)
+        return roughness(params[kernel].T, graph)
 
-def check_classes(edges: Edges, classes: int) -> None:
-    """Check that the nodes of a graph are classes of the student.
-
-    Raises:
-        ValueError: the graph names a class that the student does not have.
-    """
-    if edges.nodes > classes:
-        last = f"the graph names class {edges.nodes - 1}"
-        raise ValueError(f"{last}, but the student has {classes} classes, counted from 0; use a graph of these")
-
-
-Edge = tuple[int, int, float]
-
-
-class Graph(NamedTuple):
-    """The content of a graph file: classes, and weighted edges between related classes.
-
-    names: names of the classes; the position of a name is the number of its class
-    edges: (class number, class number, weight); each edge once, in either direction
-    """
-
-    names: tuple[str, ...]
-    edges: tuple[Edge, ...]
-
-
-def write_graph(file: Path, graph: Graph) -> None:
-    """Write a graph as sealed JSON, `{"names": [...], "edges": [[0, 3, 0.5], ...], "seal": ...}`."""
-    seal.write(file, graph._asdict())
-
-
-def read_graph(file: Path) -> Graph:
-    """Read a graph from a JSON file that `write_graph` wrote, or from one without a seal.
-
-    Raises:
-        ValueError: the file does not exist, or is not a graph.
-        DamageError: the file has changed since it was written.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if seal.SEAL in content:
-            seal.read(file, {})
-        edges = tuple((a, b, float(weight)) for a, b, weight in content["edges"])
-        if not all(type(node) is int for edge in edges for node in edge[:2]):
-            raise ValueError("a node is no whole number")
-        return Graph(tuple(content["names"]), edges)
-    except DamageError as error:
-        raise DamageError(f"{error}. Write it again, or if the change is meant, delete its key 'seal'") from None
-    except FileNotFoundError:
-        raise ValueError(
-            f"there is no file {str(file)!r}; python -m jaxdistill.data.builders.class_hierarchy writes one"
-        ) from None
-    except (ValueError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
-        expected = 'Expected JSON: {"names": ["cat", "dog"], "edges": [[0, 1, 0.5]]}'
-        raise ValueError(f"{str(file)!r} is not a graph file ({type(error).__name__}: {error}). {expected}") from None
+    return stateless(values, local=False)

@@ -34,7 +34,7 @@ from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Outputs, Signals
-from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, check_classes, parse_edges
+from jaxdistill.losses.relations.edges import Edges, GraphSpec, check_classes, parse_edges
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, valid_pairs
 from jaxdistill.losses.relations.rkd import distance_difference
 from jaxdistill.losses.relations.similarity import gram_difference

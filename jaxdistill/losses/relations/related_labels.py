@@ -24,7 +24,7 @@ from jaxtyping import Float, Integer
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, check_classes, parse_edges
+from jaxdistill.losses.relations.edges import Edges, GraphSpec, check_classes, parse_edges
 from jaxdistill.losses.term import precise, stateless
 
 

@@ -1,0 +1,1 @@
+"""Study whether an ontology places classes that have no example."""

@@ -1,0 +1,60 @@
+"""Classes that the teacher lacks: the loss of the others alone, and no gradient in what is not known."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from batches import signals, single
+from checks import assert_close
+from terms import compiled_loss
+from terms import loss_values as values
+
+from jaxdistill.core.types import SparseLogits
+
+UNKNOWN = np.array([False, True, False, False, True])
+INNER = ("kd(temperature=3.0)", "reverse_kl(temperature=2.0)", "jsd(beta=0.3)")
+
+
+def lacking(seen, logits=None):
+    teacher = seen.teachers[0]
+    teacher = replace(teacher, logits=jnp.where(UNKNOWN, -jnp.inf, teacher.logits))
+    student = seen.student if logits is None else replace(seen.student, logits=logits)
+    return replace(seen, student=student, teachers=(teacher,))
+
+
+def known_alone(seen, logits=None):
+    of = lambda outputs, x=None: replace(outputs, logits=(outputs.logits if x is None else x)[..., ~UNKNOWN])
+    return replace(seen, student=of(seen.student, logits), teachers=(of(seen.teachers[0]),))
+
+
+@pytest.mark.parametrize("loss", INNER)
+def test_it_is_the_loss_of_the_known_classes(loss):
+    seen = signals()
+    spec, logits = f"known_classes(loss={loss})", single(seen.student.logits)
+    assert_close(values(spec, lacking(seen)), values(loss, known_alone(seen)))
+    whole = jax.grad(lambda x: jnp.sum(compiled_loss(spec)(lacking(seen, x), None)))(logits)
+    alone = jax.grad(lambda x: jnp.sum(compiled_loss(loss)(known_alone(seen, x), None)))(logits)
+    assert_close(whole, alone)
+    assert not np.any(np.asarray(whole)[:, UNKNOWN]) and np.any(np.asarray(whole)[:, ~UNKNOWN])
+
+
+def test_without_it_soft_targets_push_unknown_classes_away():
+    seen = signals()
+    loss, logits = compiled_loss("kd(temperature=3.0)"), single(seen.student.logits)
+    slope = jax.grad(lambda x: jnp.sum(loss(lacking(seen, x), None)))(logits)
+    assert np.all(np.asarray(slope)[:, UNKNOWN] > 0)
+
+
+@pytest.mark.parametrize("loss", INNER)
+def test_a_teacher_of_all_classes_changes_nothing(loss):
+    assert_close(values(f"known_classes(loss={loss})", signals()), values(loss, signals()))
+
+
+def test_a_cache_of_the_largest_logits_is_refused():
+    seen = signals()
+    sparse = SparseLogits(jnp.zeros((6, 2), jnp.int32), single(np.zeros((6, 2))), single(np.zeros(6)), 5)
+    seen = replace(seen, teachers=(replace(seen.teachers[0], sparse=sparse),))
+    with pytest.raises(ValueError, match="does not say which classes its teacher lacks; keep all logits"):
+        values("known_classes(loss=kd())", seen)

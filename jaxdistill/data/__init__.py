@@ -6,7 +6,7 @@ Grain and TensorFlow Datasets are imported on first use, so that importing this 
 from jaxdistill.data import selection
 from jaxdistill.data.datasets import check_name, open_records
 from jaxdistill.data.describe import Description, describe_split
-from jaxdistill.data.image import images, processors
+from jaxdistill.data.image import images, processors, warp
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
 from jaxdistill.data.table import dataset
@@ -30,5 +30,6 @@ __all__ = [
     "synthesis",
     "tokens",
     "train_stream",
+    "warp",
     "words",
 ]

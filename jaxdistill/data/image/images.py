@@ -46,7 +46,7 @@ def flip() -> Transform:
     """Mirror each image left to right with probability 1/2. Unsuitable for digits and letters."""
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        images = _images(batch, "flip")
+        images = require_images(batch, "flip")
         mirrored = uniforms[:, 0, None, None, None] < 0.5
         return batch | {"image": np.where(mirrored, images[:, :, ::-1], images)}
 
@@ -81,7 +81,7 @@ def mixup(alpha: float, classes: int) -> Transform:
     _positive(alpha, classes)
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        images, probs = _images(batch, "mixup"), _distributions(batch, classes, "mixup")
+        images, probs = require_images(batch, "mixup"), _distributions(batch, classes, "mixup")
         partner = _partners(len(images), "mixup")
         share = betaincinv(alpha, alpha, uniforms[:, 0]).astype(np.float32)
         mixed = functools.partial(_mixed, share=share, partner=partner)
@@ -118,7 +118,7 @@ def cutmix(alpha: float, classes: int) -> Transform:
     _positive(alpha, classes)
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        images, probs = _images(batch, "cutmix"), _distributions(batch, classes, "cutmix")
+        images, probs = require_images(batch, "cutmix"), _distributions(batch, classes, "cutmix")
         partner = _partners(len(images), "cutmix")
         side = np.sqrt(1 - betaincinv(alpha, alpha, uniforms[:, 0]))
         rows, columns = (
@@ -193,7 +193,7 @@ def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> 
         raise ValueError(f"{margin} pixels; give 0 or more.")
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        images = _images(batch, name)
+        images = require_images(batch, name)
         if margin >= min(images.shape[1:3]):
             height, width = images.shape[1:3]
             problem = f"{name} by {margin} pixels leaves nothing of images of {height} x {width} pixels"
@@ -206,7 +206,16 @@ def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> 
     return Transform(2, apply)
 
 
-def _images(batch: Batch, name: str) -> np.ndarray:
+def require_images(batch: Batch, name: str) -> np.ndarray:
+    """Return the images of a batch, `[rows, height, width, channels]`.
+
+    Args:
+        batch: the batch.
+        name: name of the transform that needs them, for the message.
+
+    Raises:
+        ConfigError: the batch has no images, or they differ in size.
+    """
     image = batch.get("image")
     if image is None or image.ndim != 4:
         fields = ", ".join(f"{field} {list(value.shape)}" for field, value in batch.items())

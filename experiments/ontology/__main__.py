@@ -154,6 +154,8 @@ def main() -> None:
     heading = ["", "recall at 10 without examples %", "known classes %"]
     console.print(aligned([heading, *lines]), highlight=False, soft_wrap=True)
     if args.seeds > 1:
+        for other in (KD, TWIN):
+            console.print(f"recall, {GRAPH} - {other}: {paired(recall[GRAPH], recall[other])}")
         console.print(f"known classes, with the graph - without: {paired(known[GRAPH], known[KD])}")
     (args.workdir / "ontology.json").write_text(json.dumps({"recall": recall, "known": known}, indent=1))
 

@@ -67,12 +67,14 @@ class Model(NamedTuple):
     load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array;
         None: the model is not pretrained
     locked: prefixes of the names of params that training never changes, such as `images/`
+    second_text: of a model that embeds two texts: prefix of the fields of the second, such as `teacher/`; empty: others
     """
 
     init: ModelInit
     apply: ModelApply
     load: Callable[[Variables], Pretrained] | None = None
     locked: tuple[str, ...] = ()
+    second_text: str = ""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from jaxdistill.data.image import images, processors, warp
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
 from jaxdistill.data.table import dataset
-from jaxdistill.data.text import aligned, synthesis, tokens, words
+from jaxdistill.data.text import aligned, documents, synthesis, tokens, words
 
 __all__ = [
     "Batch",
@@ -22,6 +22,7 @@ __all__ = [
     "check_name",
     "dataset",
     "describe_split",
+    "documents",
     "evaluation_batches",
     "images",
     "open_records",

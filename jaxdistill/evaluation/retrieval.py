@@ -17,7 +17,6 @@ from jaxdistill.core.types import Array, Outputs, RowsLike, struct
 CUTOFFS = (1, 5)
 QUERIES = 1024  # that are compared with all candidates at once; all of 100,000 pairs at once would take 90 GB
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_text", "text_image"
-OTHER = "teacher/"  # prefix of the fields of a second text, see `siamese`
 
 
 @struct
@@ -35,18 +34,17 @@ class Retrieval(PerRow):
         return recalls(values["image"], values["text"], values.get("tokens"), values.get("image_tokens"))
 
 
-def retrieval(out: Outputs, rows: RowsLike, mask: Array) -> Retrieval:
+def retrieval(out: Outputs, rows: RowsLike, mask: Array, second_text: str = "") -> Retrieval:
     """Return what a batch adds to the measures of retrieval.
 
     Args:
         out: outputs of a model with two towers.
-        rows: the batch, with `input_ids` and `attention_mask` if texts are tokens; and, if it has no image, the same
-            with the prefix `teacher/` for the second text.
+        rows: the batch, with `input_ids` and `attention_mask` if texts are tokens.
         mask: 0 for rows that only fill the batch, `[rows]`.
+        second_text: of a model of two texts, `Model.second_text`: prefix of the fields of the second.
     """
     values: dict[str, Any] = {"image": out.embedding, "text": out.text_embedding}
-    two_texts = "image" not in rows and f"{OTHER}input_ids" in rows
-    sides = {"image_tokens": "", "tokens": OTHER} if two_texts else {"tokens": ""}
+    sides = {"image_tokens": "", "tokens": second_text} if second_text else {"tokens": ""}
     if "input_ids" in rows:
         for name, prefix in sides.items():
             real = rows.get(f"{prefix}attention_mask", 1)

@@ -1,4 +1,4 @@
-"""A head that compares directions: the logit of a class is the cosine of an embedding and the class's vector, scaled.
+"""Classify by directions: the logit of a class is the scaled cosine of an embedding and the vector of the class.
 
 Gidaris and Komodakis, Dynamic Few-Shot Visual Learning without Forgetting, 2018 (arxiv.org/abs/1804.09458).
 """

@@ -99,6 +99,8 @@ def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
     """Return the architecture of the model that a spec string describes; None if it has no Hugging Face format.
 
+    A model that adds no parameter to a network, such as `siamese`, has the architecture of the network.
+
     Args:
         spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', layers=(0, 5))".
         path: config key of the spec string, such as `student.model`, for error messages.
@@ -108,6 +110,8 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
             architecture.
     """
     parsed = parse(spec, path)
+    if parsed.name == "siamese":
+        return architecture_of_spec(first_network(parsed), path)
     if parsed.name not in {"pretrained", *hub_family.families}:
         return None
     bound = inspect.signature(models[parsed.name]).bind(*parsed.args, **parsed.kwargs)
@@ -123,6 +127,17 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
         raise ConfigError(path, f"{error}.") from None
     arguments = hub_family.with_defaults(models[architecture.family], architecture.arguments)
     return architecture._replace(arguments=arguments)
+
+
+def first_network(spec: Spec, name: str = "network") -> str:
+    """Return the spec string of the network that a model wraps, its first argument.
+
+    Args:
+        spec: the spec of the model.
+        name: name of the argument.
+    """
+    network = spec.kwargs.get(name, spec.args[0] if spec.args else "")
+    return network if isinstance(network, str) else repr(network)
 
 
 def architecture_of(

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Key, Outputs, Params, RowsLike, State
+from jaxdistill.core.types import TEACHER, Key, Outputs, Params, RowsLike, State
 from jaxdistill.models.combinators import strip_prefix
 from jaxdistill.models.towers import pair_outputs
 
 
 @models.register
-def siamese(network: Model, scale: float = 20.0, other: str = "teacher/") -> Model:
+def siamese(network: Model, scale: float = 20.0, other: str = TEACHER) -> Model:
     """Build a model that embeds two texts of a record with one network; the first text takes the place of the image.
 
     The network reads the fields of the batch as they are, such as `input_ids`, and then the fields whose names begin
@@ -56,4 +56,4 @@ def siamese(network: Model, scale: float = 20.0, other: str = "teacher/") -> Mod
         pairs = pair_outputs(first.embedding, second.embedding, log_scale, None, batch["mask"])
         return replace(pairs, hidden_states=first.hidden_states, attentions=first.attentions), state
 
-    return network._replace(apply=apply)
+    return network._replace(apply=apply, second_text=other)

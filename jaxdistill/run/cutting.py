@@ -161,7 +161,7 @@ def _token_counts(resolved: Resolved, size: int) -> tuple[np.ndarray, int]:
     records, counts = data.open(data.streams["train"]), np.zeros(size)
     for start in range(0, len(records), COUNTED):
         rows = records.take(np.arange(start, min(start + COUNTED, len(records))))
-        counts += count_tokens([rows["input_ids"]], size)
+        counts += count_tokens([rows[field] for field in data.tokenization.own_fields], size)
     unknown = unknown_token(tokenizer)
     assert unknown is not None
     return with_required_first(tokenizer, counts), unknown

@@ -59,7 +59,7 @@ def write_model(
         shapes: shapes and dtypes of a batch of the training, by field.
         results: content of results.json, with the models that are trained until now, for the model card.
     """
-    facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    facts = about(export.config, data, shapes, _is_embedder(export.model, shapes))
     variables = masks.finished(variables)
     if quantizer := build_quantizer(export.config):
         floats = build_model(export.config.student.model, "student.model", export.config.dtype)
@@ -73,7 +73,7 @@ def write_model(
 
 def write_card(stage: Path, export: Export, data: Pipeline, shapes: Shapes, results: Mapping[str, Any]) -> None:
     """Write the model card of a folder again, with all results of the run; see `write_model` for the arguments."""
-    facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    facts = about(export.config, data, shapes, _is_embedder(export.model, shapes))
     model_folder.write_card(stage / HUB, card(export.name, export.config.to_dict(), results, facts))
 
 
@@ -127,6 +127,11 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
         in_transformers=form is not None and in_transformers(form.family, form.arguments),
         parts=own_parts({"model": spec, "tokens": config.data.tokens, "transforms": augment}),
     )
+
+
+def _is_embedder(model: Model, shapes: Shapes) -> bool:
+    """Return whether a model gives the embedding of what it reads when it is used, and no classes."""
+    return embeds(model, {name: x for name, x in shapes.items() if _is_read(name)})
 
 
 def _is_read(field: str) -> bool:

@@ -80,6 +80,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "run": (
         run.students_can_be_measured,
         run.vocabularies_fit,
+        run.teachers_read_their_texts,
         run.cut_vocabulary_has_tokens,
         run.categories_fit,
         run.streams_are_read,

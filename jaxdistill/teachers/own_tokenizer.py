@@ -15,8 +15,12 @@ def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
         context: the data of the run.
 
     Raises:
-        ConfigError: the tokenization of the data makes no fields with this prefix.
+        ConfigError: the tokenization of the data makes no fields with this prefix; or the model is `siamese`, which
+            reads them itself.
     """
+    if teacher.network.second_text:
+        problem = f"{prefix!r}: the model reads both texts of a record itself"
+        raise ConfigError(f"{teacher.path}.reads", f"{problem}. Leave it empty, or give the network alone.")
     tokenization = context.data.tokenization
     known = tokenization.others if tokenization else {}
     if prefix not in known:

@@ -233,6 +233,10 @@ def test_a_teacher_reads_other_texts_of_a_record(folders, tmp_path):
     for field, values in opened(both, tmp_path, "translated").items():
         assert np.array_equal(pair[f"teacher/{field}"], values)
     assert np.array_equal(pair["input_ids"], found["input_ids"])
+    two = spec.format("").replace(", teacher", ", fields=('text', 'title'), teacher")
+    mixed = opened(two, tmp_path, "translated")  # types for both, else the teacher would read the student's
+    assert mixed["teacher/token_type_ids"].shape == mixed["token_type_ids"].shape == (2, 4)
+    assert not mixed["teacher/token_type_ids"].any()
     with pytest.raises(ConfigError, match=r"data\.tokens: .*no text field 'french'"):
         opened(spec.format("").replace("english", "french"), tmp_path, "translated")
     with pytest.raises(ConfigError, match="3 fields; name one text, or two for a pair"):

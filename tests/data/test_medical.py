@@ -44,6 +44,8 @@ def test_a_text_of_a_test_phenotype_is_in_no_other_split():
     held_out = medical.Concept(other, "unseen", ("shared",), ("shared",))
     splits = medical._splits([known, held_out])
     assert splits["test"] == [{"text": "shared", "name": "unseen"}]
+    named = medical.Concept(one, "shared", ("own",), ("own",))
+    assert medical._splits([named, held_out])["pairs"] == []
     assert splits["pairs"] == [{"text": "own", "name": "known"}]
     assert {each["text"] for each in splits["texts"]} == {"known", "own"}
 
@@ -52,3 +54,8 @@ def _first(held_out: int) -> int:
     """Return the first number whose phenotype is held out, or is not."""
     is_known = lambda number: medical.text_hash(f"HP:{number:07d}") % medical.ONE_IN != 0
     return next(number for number in range(100) if is_known(number) != bool(held_out))
+
+
+def test_a_synonym_that_differs_in_case_alone_is_no_pair():
+    concept = medical.Concept("HP:0000001", "Short Nose", ("Short nose", "Small nose"), ())
+    assert [each["text"] for each in medical._pairs([concept])] == ["Small nose"]

@@ -17,7 +17,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe_split
 from jaxdistill.data.text import token_cache, tokenizer
-from jaxdistill.data.text.tokens import _Packer, pack_documents
+from jaxdistill.data.text.documents import _Packer, pack_documents
 from jaxdistill.data.text.unigram import unigram_nll
 
 A, B, C, D, E, F, G = range(5, 12)

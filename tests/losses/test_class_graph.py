@@ -9,6 +9,8 @@ from batches import signals, single
 from checks import assert_close, float64
 from terms import loss_values as values
 
+from jaxdistill.core.errors import ConfigError
+
 EDGES = ((0, 1, 2.0), (1, 2, 1.0), (0, 4, 0.5), (3, 3, 9.0))
 
 
@@ -78,9 +80,10 @@ def values_of(vectors):
             "class_graph(edges=((0, 1),), kernel='b/kernel')",
             r"no kernel \[width, 5\] of the student; name one of cosine/kernel, head/k",
         ),
+        ("class_graph(edges=((1, 1),))", "joins no class with another one"),
         ("class_graph(edges=((0, 7),))", "the graph names class 7, but the student has 5 classes"),
     ],
 )
 def test_mistakes_are_named(spec, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, ConfigError), match=said):
         values(spec, with_vectors(np.ones((5, 4))))

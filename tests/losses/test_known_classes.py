@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from batches import signals, single
 from checks import assert_close
-from terms import compiled_loss
+from terms import build_loss, compiled_loss
 from terms import loss_values as values
 
 from jaxdistill.core.types import SparseLogits
 
 UNKNOWN = np.array([False, True, False, False, True])
-INNER = ("kd(temperature=3.0)", "reverse_kl(temperature=2.0)", "jsd(beta=0.3)")
+INNER = (
+    *("kd(temperature=3.0)", "reverse_kl(temperature=2.0)", "jsd(beta=0.3)", "skew_kl()", "skew_reverse_kl()", "ttm()"),
+    *("logit_mse", "standardized(loss=kd(temperature=2.0))"),
+)
+
+
+def known(loss):
+    return f"known_classes(loss={loss if '(' in loss else f'{loss}()'})"
 
 
 def lacking(seen, logits=None):
@@ -32,7 +39,7 @@ def known_alone(seen, logits=None):
 @pytest.mark.parametrize("loss", INNER)
 def test_it_is_the_loss_of_the_known_classes(loss):
     seen = signals()
-    spec, logits = f"known_classes(loss={loss})", single(seen.student.logits)
+    spec, logits = known(loss), single(seen.student.logits)
     assert_close(values(spec, lacking(seen)), values(loss, known_alone(seen)))
     whole = jax.grad(lambda x: jnp.sum(compiled_loss(spec)(lacking(seen, x), None)))(logits)
     alone = jax.grad(lambda x: jnp.sum(compiled_loss(loss)(known_alone(seen, x), None)))(logits)
@@ -49,12 +56,15 @@ def test_without_it_soft_targets_push_unknown_classes_away():
 
 @pytest.mark.parametrize("loss", INNER)
 def test_a_teacher_of_all_classes_changes_nothing(loss):
-    assert_close(values(f"known_classes(loss={loss})", signals()), values(loss, signals()))
+    assert_close(values(known(loss), signals()), values(loss, signals()))
 
 
 def test_a_cache_of_the_largest_logits_is_refused():
     seen = signals()
     sparse = SparseLogits(jnp.zeros((6, 2), jnp.int32), single(np.zeros((6, 2))), single(np.zeros(6)), 5)
     seen = replace(seen, teachers=(replace(seen.teachers[0], sparse=sparse),))
-    with pytest.raises(ValueError, match="does not say which classes its teacher lacks; keep all logits"):
-        values("known_classes(loss=kd())", seen)
+    fused = replace(seen.teachers[0], sparse=None)  # as a mixture of two such caches
+    for teacher in (seen.teachers[0], fused):
+        term = build_loss("known_classes(loss=kd())")
+        with pytest.raises(ValueError, match="does not say which classes its teacher lacks; keep all logits"):
+            term.apply({}, {}, replace(seen, teacher=teacher), key=jax.random.key(0))

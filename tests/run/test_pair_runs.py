@@ -1,12 +1,14 @@
 """Runs of models with two towers: measured by retrieval over the whole test set, with a teacher and a control."""
 
+import json
+
 import numpy as np
 import pytest
 from corpora import WORDS, sentences
 from own_runs import QUIET
 
 import jaxdistill
-from jaxdistill import make
+from jaxdistill import differ, make
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
@@ -129,7 +131,7 @@ def test_a_cache_keeps_embeddings_and_trains_the_student_as_the_live_teacher_doe
     first, second = ({row["name"]: row for row in each.rows}["teacher big"] for each in (live, cached))
     assert first["image_text_r5"] == second["image_text_r5"] > first["chance_image_text_r5"]
     classifier = {"student": {"model": "mlp(widths=(4,), classes=3)"}, "objective": {"kd": {}}}
-    with pytest.raises(ConfigError, match=r"teachers\.big\.model: it has two towers, and the student has classes"):
+    with pytest.raises(ConfigError, match=r"teachers\.big\.model: it has two towers, and the student has none"):
         check_config(config_of(home, teachers={"big": known}, **classifier), None)
 
 
@@ -147,8 +149,10 @@ def test_a_cache_of_classes_is_refused(home, option, said):
 
 
 def names(split: str):
-    """Two names of each of some things: both words of a colour pair, in one order and in the other."""
-    return [{"text": each["text"], "other": " ".join(each["text"].split()[::-1])} for each in squares(split)]
+    """Two names of each pair of colours: those of another language are the same words with other meanings."""
+    other = dict(zip(COLOURS, COLOURS[3:] + COLOURS[:3], strict=True))
+    said = lambda text: " ".join(other[word] for word in text.split())
+    return [{"text": each["text"], "other": said(each["text"])} for each in squares(split)]
 
 
 def of_names(home, **more):
@@ -167,10 +171,22 @@ def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
     assert "test first texts, the student finds the second text of" in (folder / "report.html").read_text()
     predicted = jaxdistill.load(folder).predict(["a b", "b a"])
     assert predicted.embeddings.shape == (2, 16) and predicted.text_embeddings is None
+    hub = folder / "student" / "hub"  # that of the network itself, as transformers and sentence-transformers load it
+    assert json.loads((hub / "config.json").read_text())["model_type"] == "bert" and (hub / "modules.json").is_file()
+    assert "sentence-similarity" in (hub / "README.md").read_text()
     teacher = {"model": text, "checkpoint": str(folder), "reads": "teacher/"}
     changes = {"student": {"model": text}, "teachers": {"adapted": teacher}, "objective": {"logit_mse": {}}}
     teacher_row, student_row = jaxdistill.distill(of_names(home, **changes)[1], home / "taught", QUIET).rows
+    plain = {
+        **changes,
+        "teachers": {"adapted": {**teacher, "reads": ""}},
+        "data": {"name": "names", "tokens": sentences(home, 8)},
+    }
+    _, deaf = jaxdistill.distill(of_names(home, **plain)[1], home / "deaf", QUIET).rows
     assert student_row["similarity"] > 0.8
+    params = jaxdistill.load(home / "taught").variables.params, jaxdistill.load(home / "deaf").variables.params
+    assert any(np.abs(params[0][name] - params[1][name]).max() > 0.05 for name in params[0])
+    assert deaf["similarity"] > 0.5
     assert teacher_row["parameters"] == student_row["parameters"] == row["parameters"]
     narrow = {**changes, "student": {"model": text.replace("width=16", "width=8")}}
     with pytest.raises(
@@ -192,6 +208,21 @@ def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
 def test_what_a_siamese_network_needs_is_named(home, changes, said):
     with pytest.raises(ConfigError, match=said):
         check_config(of_names(home, **changes)[1], None)
+
+
+def test_texts_that_no_model_reads_are_refused(home):
+    @datasets.register
+    def labelled_names(split):
+        return [{**each, "label": number % 2} for number, each in enumerate(names(split))]
+
+    text, config = of_names(home)
+    classifier = {"model": text.replace("classes=0", "classes=2")}
+    changes = {"student": classifier, "teachers": {"big": {**classifier, "steps": 1}}, "objective": {"kd": {}}}
+    config = differ(config, **changes, task={"cross_entropy": {}}, data={"name": "labelled_names"})
+    with pytest.raises(
+        ConfigError, match=r"^data\.tokens: no model reads the fields 'teacher/'.* Set teachers\.NAME\.reads"
+    ):
+        check_config(config, None)
 
 
 def test_a_siamese_network_without_a_second_text_is_refused(home):

@@ -177,16 +177,17 @@ def test_a_student_learns_a_language_that_its_teacher_does_not_know(folders, tmp
     run("teacher", f"{tokens}fields=('english',))", objective={"cross_entropy": {}})
     teacher = {"model": "judge(classes=2)", "checkpoint": str(tmp_path / "teacher")}
     rows = {
-        reads: run(
-            f"run{len(reads)}",
-            f"{tokens}teacher_fields=('english',))",
-            teachers={"big": {**teacher, "reads": reads}},
+        fields: run(
+            f"run{len(fields)}",
+            f"{tokens}{fields})",
+            teachers={"big": {**teacher, "reads": "teacher/" if fields else ""}},
             objective={"kd": {}},
         )
-        for reads in ("teacher/", "")
+        for fields in ("teacher_fields=('english',)", "")
     }
-    assert rows["teacher/"][0]["accuracy"] > 0.9 and rows["teacher/"][1]["accuracy"] > 0.9
-    assert rows[""][0]["accuracy"] < 0.7 and rows[""][1]["accuracy"] < 0.7
+    reading, guessing = rows.values()
+    assert reading[0]["accuracy"] > 0.9 and reading[1]["accuracy"] > 0.9
+    assert guessing[0]["accuracy"] < 0.7 and guessing[1]["accuracy"] < 0.7
 
 
 # Mistakes

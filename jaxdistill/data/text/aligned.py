@@ -16,17 +16,17 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import tokenizations
+from jaxdistill.core.types import TEACHER
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
+from jaxdistill.data.text.documents import serving_documents
 from jaxdistill.data.text.surfaces import shared_tokens
 from jaxdistill.data.text.tokenizer import PATH
 from jaxdistill.data.text.tokens import (
-    TEACHER,
     Columns,
     Tokenization,
     Tokenized,
     check_length,
-    serving_documents,
     texts_of,
 )
 

@@ -1,7 +1,7 @@
 """Tokenise the texts of a data set into rows, which are token sequences of one length.
 
-Since all rows have one length, a run compiles once: sentences are truncated or padded, documents are packed. The rows
-are cached on disk, see token_cache.py.
+Since all rows have one length, a run compiles once: sentences are truncated or padded here, documents are packed in
+documents.py. The rows are cached on disk, see token_cache.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import tokenizations
+from jaxdistill.core.types import TEACHER
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokenizer import PATH
 
 Columns = dict[str, np.ndarray]
 LONGEST = 2**24  # tokens of a row
-TEACHER = "teacher/"  # prefix of the fields for a teacher with another tokenizer
 
 
 class NoTokensError(ConfigError):
@@ -47,8 +47,8 @@ class Tokenization(NamedTuple):
     spec: a text with all other settings that affect the result, for the key of the token cache
     encode: `(tokenizer, chunks of examples) -> parts`, tokenises all examples; each part is a `Tokenized`
     labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
-    others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
-        reads
+    others: the tokenizer.json of each teacher with fields of its own, for another tokenizer or other texts, by the
+        prefix of these fields
     row_bytes: bytes of the arrays of one example's row; 0: rows are packed from several examples
     texts: fields of an example that hold its texts
     serving: spec string of the tokenization with which the trained model is used, where `tokenizer='.'` stands for the
@@ -66,6 +66,12 @@ class Tokenization(NamedTuple):
     row_bytes: int = 0
     texts: tuple[str, ...] = ("text",)
     serving: str = ""
+
+    @property
+    def own_fields(self) -> list[str]:
+        """Return the fields with tokens of the student's tokenizer: `input_ids`, and other texts in the same tokens."""
+        same = [prefix for prefix, file in self.others.items() if file == self.file]
+        return [f"{prefix}input_ids" for prefix in ("", *same)]
 
 
 @tokenizations.register
@@ -103,6 +109,7 @@ def sentences(
     for names in by_prefix.values():
         if len(names) not in (1, 2):
             raise ValueError(f"{len(names)} fields; name one text, or two for a pair.")
+    typed = any(len(names) == 2 for names in by_prefix.values())  # of all: else one reader would see another's types
     lengths = {"": check_length(length)} | dict.fromkeys(others, check_length(teacher_length or length))
 
     def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
@@ -114,13 +121,13 @@ def sentences(
                 texts = [texts_of(records, field) for field in by_prefix[prefix]]
                 encodings = tokenizers.encode(tok, texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
                 cut += sum(bool(encoding.overflowing) for encoding in encodings) if not prefix else 0
-                padded = _padded(encodings, lengths[prefix], pads[prefix], len(texts) == 2)
+                padded = _padded(encodings, lengths[prefix], pads[prefix], typed)
                 part |= {f"{prefix}{field}": values for field, values in padded.items()}
             yield Tokenized(part, int(part["attention_mask"].sum()), cut)
 
     spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if others else "")
     spec += f" {teacher_fields}" if teacher_fields else ""
-    row_bytes = sum(4 * (1 + len(names)) * lengths[prefix] for prefix, names in by_prefix.items())
+    row_bytes = 4 * (2 + typed) * sum(lengths.values())
     return Tokenization(
         file,
         spec,
@@ -153,141 +160,6 @@ def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
     tokenizer.no_padding()
     tokenizer.enable_truncation(length)
     return padding
-
-
-@tokenizations.register
-def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", field: str = "text") -> Tokenization:
-    """Tokenise documents into rows (token sequences of one length) for language models.
-
-    The fields are `[rows, length]` each: `input_ids` and `label`, the next token (int32); `mask`, 1 where there is a
-    next token of the same document, else 0 (float32); and `segment_ids`, which numbers the documents of a row from 1,
-    and is 0 for padding (int32). If a row is full, the document continues in the next row, so each token of a document
-    except the first is predicted exactly once. No special tokens are added except `end`.
-
-    Args:
-        tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
-        length: tokens per row.
-        pack: if true, documents follow each other without a gap; otherwise each document begins a new row, and the last
-            row of each document is padded.
-        end: a token to add after each document, such as `<|endoftext|>`; empty: none.
-        field: the field of the data set that holds the text.
-
-    Raises:
-        ValueError: there is no such tokenizer, or `length` is below 1.
-    """
-
-    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
-        end_ids = [tokenizers.token_id(tokenizer, end)] if end else []
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        packer, any_text = _Packer(length, pack), False
-        for records in chunks:
-            encodings = tokenizers.encode(tokenizer, texts_of(records, field), special=False)
-            texts = [np.array([*encoding.ids, *end_ids], np.int32) for encoding in encodings if encoding.ids]
-            packer.add(texts)
-            sizes = [len(text) for text in texts]
-            any_text = any_text or bool(texts)
-            yield Tokenized(packer.full_rows(), sum(sizes), sum(size > length for size in sizes))
-        if not any_text:
-            cure = "choose another tokenizer or field."
-            raise NoTokensError(PATH, f"the tokenizer finds no token in the field {field!r} of any record; {cure}")
-        yield Tokenized(packer.last_rows(), 0, 0)
-
-    spec = f"documents {check_length(length)} {pack} {end!r} {field!r}"
-    row_bytes = 0 if pack else 16 * length
-    return Tokenization(
-        tokenizers.find(tokenizer),
-        spec,
-        encode,
-        labelled=False,
-        row_bytes=row_bytes,
-        texts=(field,),
-        serving=serving_documents(length, end, field),
-    )
-
-
-def serving_documents(length: int, end: str, field: str) -> str:
-    """Return the spec string with which a language model is used: each document in rows of its own."""
-    return f"documents(tokenizer='.', length={length}, pack=False, end={end!r}, field={field!r})"
-
-
-def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Columns:
-    """Divide tokenised documents into rows (token sequences of one length), `{field: [rows, length]}`.
-
-    The fields are `input_ids`, `label`, `mask` and `segment_ids`; see `documents`.
-
-    Args:
-        texts: token ids of each document, `[tokens]` int32; no document is empty.
-        length: tokens per row.
-        pack: if true, a row may hold several documents; otherwise each document begins a new row.
-    """
-    packer = _Packer(length, pack)
-    packer.add(texts)
-    return packer.last_rows()
-
-
-class _Packer:
-    """Divides documents into rows as they come: a row is complete when the token after it is known.
-
-    Args:
-        length: tokens per row.
-        pack: if true, a row may hold several documents; otherwise each document begins a new row.
-    """
-
-    def __init__(self, length: int, pack: bool):
-        self._length, self._pack, self._count = length, pack, 0
-        self._tokens: list[np.ndarray] = []
-        self._documents: list[np.ndarray] = []  # number of the document of each token, from 1; 0: padding
-
-    def add(self, texts: Sequence[np.ndarray]) -> None:
-        """Add documents, the token ids of each, `[tokens]` int32."""
-        for text in texts:
-            self._count += 1
-            padding = (0, 0 if self._pack else -len(text) % self._length)
-            self._tokens.append(np.pad(text, padding))
-            self._documents.append(np.pad(np.full(len(text), self._count, np.int32), padding))
-
-    def full_rows(self) -> Columns:
-        """Return the rows that are complete, perhaps none, and forget them."""
-        tokens, documents = self._flat()
-        end = max(0, (len(tokens) - 1) // self._length * self._length)  # the last token's label is not known yet
-        self._tokens, self._documents = [tokens[end:]], [documents[end:]]
-        return _rows(tokens[: end + 1], documents[: end + 1], self._length) if end else _rows(*_NOTHING, self._length)
-
-    def last_rows(self) -> Columns:
-        """Return all remaining rows; the last one is filled up with padding."""
-        tokens, documents = self._flat()
-        padding = (0, -len(tokens) % self._length + 1)  # and one token that stands for what follows
-        return _rows(np.pad(tokens, padding), np.pad(documents, padding), self._length)
-
-    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
-        empty = np.zeros(0, np.int32)
-        return np.concatenate([empty, *self._tokens]), np.concatenate([empty, *self._documents])
-
-
-_NOTHING = np.zeros(1, np.int32), np.zeros(1, np.int32)
-
-
-def _rows(tokens: np.ndarray, documents: np.ndarray, length: int) -> Columns:
-    """Return the rows of a stream of tokens.
-
-    Args:
-        tokens: ids of the tokens of the rows, and of the token that follows, `[rows * length + 1]`.
-        documents: number of the document of each of these tokens, 0 for padding.
-        length: tokens per row.
-    """
-    document = documents[:-1]
-    predicted = (document > 0) & (document == documents[1:])  # the next token is of the same document
-    label = np.where(predicted, tokens[1:], 0).astype(np.int32)
-    fields = {
-        "input_ids": tokens[:-1],
-        "label": label,
-        "mask": predicted.astype(np.float32),
-        "segment_ids": document,
-    }
-    rows = {field: flat.reshape(-1, length) for field, flat in fields.items()}
-    document = rows["segment_ids"]
-    return {**rows, "segment_ids": np.where(document > 0, document - document[:, :1] + 1, 0)}
 
 
 def joined(parts: Iterable[Tokenized]) -> Tokenized:
@@ -330,13 +202,13 @@ def _other_fields(records: Columns) -> Columns:
     return others
 
 
-def _padded(encodings: Sequence[Any], length: int, padding: int, pair: bool) -> Columns:
+def _padded(encodings: Sequence[Any], length: int, padding: int, typed: bool) -> Columns:
     ids = np.full((len(encodings), length), padding, np.int32)
     real, types = np.zeros_like(ids), np.zeros_like(ids)
     for row, encoding in enumerate(encodings):
         size = len(encoding.ids)
         ids[row, :size], real[row, :size], types[row, :size] = encoding.ids, 1, encoding.type_ids
-    return {"input_ids": ids, "attention_mask": real, **({"token_type_ids": types} if pair else {})}
+    return {"input_ids": ids, "attention_mask": real, **({"token_type_ids": types} if typed else {})}
 
 
 def check_length(length: int) -> int:

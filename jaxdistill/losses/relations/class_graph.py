@@ -60,10 +60,12 @@ def class_graph(edges: GraphSpec, kernel: str = "cosine/kernel") -> Term:
             `head/kernel` in most families.
 
     Raises:
-        ValueError: the graph has no edges; or, when the loss is computed, the student has no such kernel, or the graph
-            names a class that the student does not have.
+        ValueError: the graph has no edge between two classes; or, when the loss is computed, the student has no such
+            kernel, or the graph names a class that the student does not have.
     """
     graph = parse_edges(edges)
+    if not (graph.source != graph.target).any():
+        raise ValueError("the graph joins no class with another one; give edges such as ((0, 1), (3, 7))")
 
     def values(signals: Signals) -> Array:
         params, classes = signals.params["student"], signals.student.logits.shape[-1]

@@ -52,7 +52,7 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
     for stream in data.streams.values():
         records = data.open(stream)
         rows = records.take(np.arange(len(records)))
-        columns.append(rows["input_ids"])
+        columns += [rows[field] for field in tokenization.own_fields]
         size = records.vocabulary or 0
     try:
         ids = select_tokens(tokenizer, count_tokens(columns, size), max_tokens)

@@ -12,13 +12,14 @@ from jaxdistill.compress.quantize import dequantized_shapes
 from jaxdistill.compress.vocabulary import required_tokens, unknown_token
 from jaxdistill.core import bucket, checkpoint, manifest
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.spec import parse
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.export import model_folder
 from jaxdistill.models.abstract import has_pairs
 from jaxdistill.models.hub.check import check_pretrained
-from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.models.pretrained import architecture_of_spec, first_network
 from jaxdistill.run import output_checks
 from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.cut_specs import architecture, cut_of, source_of
@@ -42,6 +43,11 @@ def vocabularies_fit(run: RunView) -> None:
     if tokenization is None:
         return
     size = run.data.vocabulary or 0
+    for path, model in _models(run).items():
+        other = tokenization.others.get(model.second_text)
+        if other is not None and other != tokenization.file:
+            problem = "the model reads both texts with one network, and their tokenizers differ"
+            raise ConfigError(path, f"{problem}. Leave teacher= out of data.tokens.")
     others = {prefix: tokenizers.vocabulary_size(tokenizers.load(file)) for prefix, file in tokenization.others.items()}
     models = {"student.model": (run.student.definition.config.student.model, size)}
     for teacher in run.teacher_configs.values():
@@ -51,6 +57,24 @@ def vocabularies_fit(run: RunView) -> None:
         if rows is not None and rows < tokens:
             cure = "Use the tokenizer of this model, or one that `jaxdistill vocabulary` reduced for it"
             raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")
+
+
+def teachers_read_their_texts(run: RunView) -> None:
+    """Check that some model reads the texts that the tokenization makes for teachers (`teacher_fields`)."""
+    tokenization = run.data.tokenization
+    if tokenization is None or not run.teachers:
+        return
+    read = {model.second_text for model in _models(run).values()} | {each.prefix for each in run.teachers.values()}
+    if unread := [prefix for prefix, file in tokenization.others.items() if prefix not in read]:
+        problem = f"no model reads the fields {unread[0]!r}, which are made for a teacher"
+        cure = f"Set teachers.NAME.reads to {unread[0]!r}, or leave teacher= and teacher_fields= out"
+        raise ConfigError("data.tokens", f"{problem}. {cure}.")
+
+
+def _models(run: RunView) -> dict[str, Model]:
+    """Return the networks of the student and of the teachers, by config key."""
+    teachers = {f"{teacher.path}.model": teacher.network for teacher in run.teachers.values()}
+    return {"student.model": run.student.parts.student, **teachers}
 
 
 def cut_vocabulary_has_tokens(run: RunView) -> None:
@@ -95,6 +119,8 @@ def _embedding_rows(spec: str, path: str) -> int | None:
     if form := architecture_of_spec(spec, path):
         return form.arguments.get("vocabulary")
     parsed = parse(spec, path)
+    if parsed.name == "cosine_head":
+        return _embedding_rows(first_network(parsed), path)
     if parsed.name == "towers":
         texts = parsed.kwargs.get("texts", parsed.args[1] if len(parsed.args) > 1 else "")
         return _embedding_rows(texts if isinstance(texts, str) else repr(texts), path)

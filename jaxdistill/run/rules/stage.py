@@ -46,8 +46,8 @@ def teachers_have_the_classes(view: StageView) -> None:
     needed = view.student.logits.shape[-1]
     for teacher, out in zip(view.teacher_configs.values(), view.signals["train"].teachers, strict=True):
         if has_pairs(out) != has_pairs(view.student):
-            one, other = ("two towers", "classes") if has_pairs(out) else ("classes", "two towers")
-            cure = "Give both two towers, by towers(...), clip(...) or siglip(...), or neither"
+            one, other = ("two towers", "none") if has_pairs(out) else ("one embedding or classes", "two towers")
+            cure = "Give both two towers, by towers(...), clip(...), siglip(...) or siamese(...), or neither"
             raise ConfigError(f"{teacher.path}.model", f"it has {one}, and the student has {other}. {cure}.")
         if has_pairs(out):
             continue

@@ -1,0 +1,1 @@
+"""Test what people say of distillation; the page collects the verdicts of the other studies."""

@@ -290,12 +290,12 @@ def _rounded(settings: Settings, params: Params, name: str, axes: Axes) -> Array
         return x
     rows = _rows(x, axes)
     if settings.learned:
-        found = _learned(settings.grid, rows, params[name + LOG_SCALE])
+        rounded = _learned(settings.grid, rows, params[name + LOG_SCALE])
     else:
-        found = straight_through(rows, values(settings.grid(rows)))
+        rounded = straight_through(rows, values(settings.grid(rows)))
     kept_shape = [size for axis, size in enumerate(x.shape) if axis - x.ndim not in axes]
     summed_shape = [x.shape[axis] for axis in axes]
-    return jnp.moveaxis(found.reshape(*kept_shape, *summed_shape), range(-len(axes), 0), axes)
+    return jnp.moveaxis(rounded.reshape(*kept_shape, *summed_shape), range(-len(axes), 0), axes)
 
 
 def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:

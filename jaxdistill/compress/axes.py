@@ -69,10 +69,10 @@ def array_axes(cuttable: Cuttable, arguments: Arguments, name: str) -> ArrayAxes
         arguments: arguments of the model.
         name: name of the array, such as "blocks/3/up/kernel".
     """
-    found = find_rule(cuttable.rules(arguments), name)
-    if found is None or not found[0].axes:
+    match = find_rule(cuttable.rules(arguments), name)
+    if match is None or not match[0].axes:
         return None
-    rule, groups = found
+    rule, groups = match
     stacked = "{layer}" in rule.stored_name
     layer = "{layer}" if stacked else groups[0] if BLOCK.match(name) and groups else ""
     numbered = lambda axis: f"{axis}/{layer}" if axis in cuttable.layered and layer else axis

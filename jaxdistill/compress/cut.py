@@ -248,8 +248,8 @@ def sliced(
 
     def part(arrays: Mapping[str, Array], wanted: Mapping[str, Any]) -> dict[str, Array]:
         is_there = lambda name: name == ROWS or _name_in_source(name, choice.layers) in arrays
-        found = {name: array(name, arrays) for name in wanted if is_there(name)}
-        return {name: x for name, x in found.items() if x is not None and x.shape == wanted[name].shape}
+        present = {name: array(name, arrays) for name in wanted if is_there(name)}
+        return {name: x for name, x in present.items() if x is not None and x.shape == wanted[name].shape}
 
     return Variables(part(source.params, shapes.params), part(source.state, shapes.state))
 

@@ -120,15 +120,15 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: there are none, or the inputs of one are no multiple of `of`.
         """
-        own = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}  # others are locked
-        found = {name: x for name, x in own.items() if x.ndim > 1 and re.search(self.only, name)}
-        if not found:
-            raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(own))}.")
-        for name, x in found.items():
+        trained = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}  # others are locked
+        kernels = {name: x for name, x in trained.items() if x.ndim > 1 and re.search(self.only, name)}
+        if not kernels:
+            raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(trained))}.")
+        for name, x in kernels.items():
             if self.of and x.shape[-2] % self.of:
                 problem = f"{name} has {x.shape[-2]} inputs, no multiple of {self.of}"
                 raise ConfigError(PATH, f"{problem}. Leave it out by `only`, or give another pattern.")
-        return found
+        return kernels
 
     def share_at(self, step: Array, steps: int) -> Array:
         """Return the share of pruned weights at a step: 0 before the start."""
@@ -241,9 +241,9 @@ def _measured(settings: Settings, model: Model) -> Model:
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         known = {name: x for name, x in state.items() if name.endswith(SQUARE)}
-        own = {name: x for name, x in state.items() if name not in known}
+        model_state = {name: x for name, x in state.items() if name not in known}
         if not train:
-            out, new_state = model.apply(params, own, batch, train=train, key=key)
+            out, new_state = model.apply(params, model_state, batch, train=train, key=key)
             return out, {**new_state, **known}
         rows = jax.tree.map(jnp.asarray, dict(batch))
         counted = counted_tokens(rows)
@@ -255,7 +255,7 @@ def _measured(settings: Settings, model: Model) -> Model:
             return x
 
         (out, new_state), sums, _ = forward(
-            model, params, own, rows, train=train, key=key, ranges={}, round_inputs=record, combine=ADDED
+            model, params, model_state, rows, train=train, key=key, ranges={}, round_inputs=record, combine=ADDED
         )
         if missing := [name for name in known if name.removesuffix(SQUARE) not in sums]:
             kernel = missing[0].removesuffix(SQUARE)

@@ -63,7 +63,7 @@ def batch_sums(
     sizes, rows = table.sizes(arguments), jax.tree.map(jnp.asarray, dict(batch))
     counted = counted_tokens(rows)
 
-    found: dict[str, Array] = {}
+    scores: dict[str, Array] = {}
     record = _recorder(table, arguments, sizes, counted)
     key = jax.random.key(0)
     (out, _), collected, _ = forward(
@@ -80,11 +80,11 @@ def batch_sums(
     for weight, x in collected.items():
         for axis, score in _by_axis(table, arguments, weight, x):
             if axis in sizes.units:
-                found[axis] = found.get(axis, jnp.zeros(())) + score
+                scores[axis] = scores.get(axis, jnp.zeros(())) + score
     if sizes.layers:
         pairs = zip(out.hidden_states, out.hidden_states[1:], strict=False)
-        found[INFLUENCE] = jnp.stack([_influence(a, b, counted) for a, b in pairs])
-    return {**found, COUNT: counted.sum()}
+        scores[INFLUENCE] = jnp.stack([_influence(a, b, counted) for a, b in pairs])
+    return {**scores, COUNT: counted.sum()}
 
 
 def counted_tokens(batch: Mapping[str, Array]) -> Array:

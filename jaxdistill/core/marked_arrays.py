@@ -135,9 +135,9 @@ def _scan(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collect
     constants, start, stacks = operands[:constant_count], operands[constant_count:end], operands[end:]
 
     def body(carry: list[Any], layer: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[str, Array]]]:
-        found = Collected(collected.combine)
-        outputs = [*map(plain, run_marked(inner, [*constants, *carry, *layer], rules, found))]
-        return outputs[:carries], (outputs[carries:], found.arrays)
+        kept = Collected(collected.combine)
+        outputs = [*map(plain, run_marked(inner, [*constants, *carry, *layer], rules, kept))]
+        return outputs[:carries], (outputs[carries:], kept.arrays)
 
     options = {key: equation.params[key] for key in ("length", "reverse", "unroll")}
     last, (stacked, found) = jax.lax.scan(body, [*map(plain, start)], stacks, **options)

@@ -78,10 +78,10 @@ def recalls(
         IMAGE_TO_TEXT: lambda k: _chance(np.bincount(pairs[:, 0]), len(texts), k),
         TEXT_TO_IMAGE: lambda k: _chance(np.bincount(pairs[:, 1]), len(images), k),
     }
-    found = {f"{name}_r{k}": float((each < k).mean()) for name, each in ranks.items() for k in CUTOFFS}
-    found |= {f"chance_{name}_r{k}": chance(k) for name, chance in chances.items() for k in CUTOFFS}
+    shares = {f"{name}_r{k}": float((each < k).mean()) for name, each in ranks.items() for k in CUTOFFS}
+    shares |= {f"chance_{name}_r{k}": chance(k) for name, chance in chances.items() for k in CUTOFFS}
     first = "gallery_images" if image_tokens is None else "gallery_first_texts"
-    return {**found, first: float(len(images)), "gallery_texts": float(len(texts))}
+    return {**shares, first: float(len(images)), "gallery_texts": float(len(texts))}
 
 
 def _different(embeddings: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -236,10 +236,10 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(bert, arguments)
     style, classes, head_size = settings["style"], settings["classes"], settings["head_size"]
-    own = {"model_type": OWN_PREFIX + style, "head_dim": head_size} if head_size else {}
+    added = {"model_type": OWN_PREFIX + style, "head_dim": head_size} if head_size else {}
     return {
         "model_type": style,
-        **own,
+        **added,
         "architectures": [STYLES[style].title + ("ForSequenceClassification" if classes else "Model")],
         **{key: settings[argument] for argument, key in _keys(style).items()},
         **({"embedding_size": settings["embedding"] or settings["width"]} if style == "electra" else {}),

@@ -75,9 +75,9 @@ def towers(
         outputs_by_tower: dict[str, Outputs] = {}
         new_state: dict[str, Array] = {}
         for (name, tower), tower_key in zip(parts.items(), jax.random.split(key), strict=True):
-            learns, own = name not in locked, _part(name, params)
-            own = own if learns else jax.lax.stop_gradient(own)
-            out, kept = tower.apply(own, _part(name, state), batch, train=train and learns, key=tower_key)
+            learns, tower_params = name not in locked, _part(name, params)
+            tower_params = tower_params if learns else jax.lax.stop_gradient(tower_params)
+            out, kept = tower.apply(tower_params, _part(name, state), batch, train=train and learns, key=tower_key)
             outputs_by_tower[name], new_state = out, new_state | _prefixed(name, kept)
         project = lambda name: by_rows(outputs_by_tower[name].embedding @ params[f"{name}_projection/kernel"])
         scale, bias = params["logit_scale"], params.get("logit_bias")
@@ -91,7 +91,9 @@ def towers(
             for name, tower in parts.items()
             if tower.load
         }
-        own = (n for n in (*abstract.params, *abstract.state) if not n.startswith(tuple(f"{name}/" for name in loaded)))
+        unloaded = (
+            n for n in (*abstract.params, *abstract.state) if not n.startswith(tuple(f"{name}/" for name in loaded))
+        )
         fresh = (f"{name}/{each}" for name, checkpoint in loaded.items() for each in checkpoint.fresh)
 
         def read() -> Variables:
@@ -103,7 +105,7 @@ def towers(
                 state |= _prefixed(name, values.state)
             return Variables(params, state)
 
-        return Pretrained((*own, *fresh), read)
+        return Pretrained((*unloaded, *fresh), read)
 
     return Model(init, apply, load if images.load or texts.load else None, tuple(f"{name}/" for name in locked))
 

@@ -224,19 +224,19 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     require_squares(config)
     arguments = {argument: config.get(key, default) for argument, (key, default) in SETTINGS.items()}
     model_type = config["model_type"]
-    own = {"head_size": config.get("head_dim")} if model_type.startswith(OWN_PREFIX) else {}
+    added = {"head_size": config.get("head_dim")} if model_type.startswith(OWN_PREFIX) else {}
     pool = {"vit": {"pool": "token"}, f"{OWN_PREFIX}vit": {"pool": config.get("pool", "mean")}}
-    return arguments | {"classes": family.num_classes(config)} | own | pool.get(model_type, {})
+    return arguments | {"classes": family.num_classes(config)} | added | pool.get(model_type, {})
 
 
 def _config(factory: Any, model_type: str, title: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(factory, arguments)
     is_own = settings.get("pool") == "mean" or settings["head_size"] is not None
-    own = {"pool": settings.get("pool", "token"), "head_dim": settings["head_size"]} if is_own else {}
+    added = {"pool": settings.get("pool", "token"), "head_dim": settings["head_size"]} if is_own else {}
     return {
         "model_type": OWN_PREFIX + model_type if is_own else model_type,
         "architectures": [OWN_PREFIX + title if is_own else title],
-        **own,
+        **added,
         **{key: settings[argument] for argument, (key, _) in SETTINGS.items()},
         "intermediate_size": settings["ffn"] or 4 * settings["width"],
         **family.label_names(settings["classes"]),

@@ -79,8 +79,8 @@ def details(kind: str, name: str) -> str:
 
 def _arguments(factory: Callable[..., Any]) -> str:
     parameters = inspect.signature(factory, eval_str=True).parameters
-    given = ("split", "folder", "student", "teachers", "objective", "optimizer")  # the program sets these
-    return list_arguments({name: each for name, each in parameters.items() if name not in given})
+    set_by_program = ("split", "folder", "student", "teachers", "objective", "optimizer")  # the program sets these
+    return list_arguments({name: each for name, each in parameters.items() if name not in set_by_program})
 
 
 def _text(factory: Callable[..., Any]) -> str:

@@ -84,8 +84,8 @@ def with_sizes(config: Config) -> Config:
     source = architecture(*source_of(config, cut))
     known = inspect.signature(registry.models[source.family]).parameters
     if unknown := [name for name in cut.options if name not in known]:
-        own = inspect.signature(registry.cuts["cut"]).parameters
-        names = [name for name in own if name != "options"]
+        cut_parameters = inspect.signature(registry.cuts["cut"]).parameters
+        names = [name for name in cut_parameters if name != "options"]
         close = suggest(unknown[0], [*names, *(name for name in known if _may_change(name))])
         raise ConfigError(PATH, f"neither cut nor {source.family} has an argument {unknown[0]!r}. {close}")
     if fixed := [name for name in cut.options if not _may_change(name)]:

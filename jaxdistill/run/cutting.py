@@ -253,8 +253,8 @@ class Cutter:
     def _require_all(self, values: Variables, abstract: Variables, cut: Cut) -> None:
         """Raise a ConfigError if the source lacks arrays of the smaller model, other than those of a new head."""
         assert self._made is not None
-        given = set(values.params) | set(values.state) | set(self._made[0].fresh)
-        missing = [n for part in abstract for n in part if n not in given and not is_added(n)]
+        loaded = set(values.params) | set(values.state) | set(self._made[0].fresh)
+        missing = [n for part in abstract for n in part if n not in loaded and not is_added(n)]
         if missing and "classes" not in cut.options:
             text = self._resolved.config.student.model
             raise ConfigError(PATH, f"{text!r}: the model that is cut has no {missing[0]!r} of this shape.")

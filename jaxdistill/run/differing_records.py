@@ -39,12 +39,12 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
         records = data.open(data.test, tokens=False).take(np.asarray(numbers))
     except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
         records = {}
-    looks = [_preview({field: column[place] for field, column in records.items()}) for place in range(len(numbers))]
+    previews = [_preview({field: column[place] for field, column in records.items()}) for place in range(len(numbers))]
     predicted = {name: of_model["predicted"] for name, of_model in answers.items() if of_model.get("predicted")}
     return [
         {"record": number, "label": int(labels[number]), **look}
         | {"predicted": {name: values[number] for name, values in predicted.items()}}
-        for number, look in zip(numbers, looks, strict=True)
+        for number, look in zip(numbers, previews, strict=True)
     ]
 
 

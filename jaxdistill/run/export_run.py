@@ -111,8 +111,10 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
             for subject in subjects:
                 model = results_by_job.get(subject.name)
                 entries += [model_entry(subject, model)] if isinstance(model, Measured) else []
-                own = [file for file in files if file.subject is subject]
-                entries += [finish_file(file, results_by_job[file.job.name], run, threads, target) for file in own]
+                subject_files = [file for file in files if file.subject is subject]
+                entries += [
+                    finish_file(file, results_by_job[file.job.name], run, threads, target) for file in subject_files
+                ]
         content = results(run)
         kept = {(entry["model"], entry["name"]): entry for entry in (*content.get("exports", ()), *entries)}
         seal.write(run / "results.json", {**content, "exports": list(kept.values())})

@@ -177,8 +177,10 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
 def _explain_unknown(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the text for a bug: of the user's own parts if there are any, else of jaxdistill."""
     what = f"{type(error).__name__}: {_line(error) or 'no message'}"
-    if own := registered_by_others():
-        cure = f"Check what your own code takes and returns: {', '.join(own)}; if it is right, this is a bug, report it"
+    if names := registered_by_others():
+        cure = (
+            f"Check what your own code takes and returns: {', '.join(names)}; if it is right, this is a bug, report it"
+        )
         return MISTAKE, f"{what}. {cure}."
     return BUG, f"this is a bug of jaxdistill, please report it ({what})."
 

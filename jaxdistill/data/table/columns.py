@@ -120,10 +120,10 @@ class Classes:
             )
         if self._merged:
             return f"the labels {self._merged} are one class, because blanks around a label are removed"
-        looks = defaultdict(list)
+        records_by_preview = defaultdict(list)
         for name in self._codes:
-            looks[_look(name)].append(name)
-        if alike := next((names for names in looks.values() if len(names) > 1), None):
+            records_by_preview[_look(name)].append(name)
+        if alike := next((names for names in records_by_preview.values() if len(names) > 1), None):
             return f"the classes {alike[0]!a} and {alike[1]!a} look alike, and are two classes; check the spelling"
         few = {name: count for name, count in self._counts.items() if count < RARE}
         if not few or len(few) > len(self._counts) // 2:

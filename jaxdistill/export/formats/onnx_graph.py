@@ -101,8 +101,8 @@ class Graph:
 
         names = [f"{kind}/{self._count + number}" for number in range(outputs)]
         self._count += outputs
-        given = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        self.nodes.append(helper.make_node(kind, given, names, name=names[0], **attributes))
+        names_of_inputs = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        self.nodes.append(helper.make_node(kind, names_of_inputs, names, name=names[0], **attributes))
         return names[0] if outputs == 1 else names
 
     def plain(self, value: Value) -> str:

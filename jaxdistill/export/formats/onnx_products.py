@@ -153,8 +153,8 @@ def _(graph, equation, inputs):
     inner = [constant(x) for x in getattr(body, "consts", ())]
     stacked: list[list[Value]] = []
     for step in range(p["length"])[:: -1 if p["reverse"] else 1]:
-        given = [*fixed, *carry, *(_element(graph, x, step) for x in sequences)]
-        outputs = read(graph, getattr(body, "jaxpr", body), inner, given)
+        operands = [*fixed, *carry, *(_element(graph, x, step) for x in sequences)]
+        outputs = read(graph, getattr(body, "jaxpr", body), inner, operands)
         carry = outputs[:carried]
         stacked.append(outputs[carried:])
     ordered = stacked[::-1] if p["reverse"] else stacked

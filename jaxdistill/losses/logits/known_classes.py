@@ -39,8 +39,8 @@ def known_classes(loss: Term) -> Term:
     """
 
     def masked(signals: Signals) -> Signals:
-        said = (signals.teacher, *signals.teachers)
-        if any(each is None or each.sparse is not None for each in said):
+        all_teachers = (signals.teacher, *signals.teachers)
+        if any(each is None or each.sparse is not None for each in all_teachers):
             raise ValueError(
                 "a cache of the largest logits does not say which classes its teacher lacks; keep all logits"
             )

@@ -53,8 +53,8 @@ def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0)
     counted = counted_rows(signals)
     rows = lambda x: unit(jnp.where(counted[:, None], precise(x), 0))
     images, texts = rows(outputs.embedding), rows(outputs.text_embedding)
-    own = precise(jnp.full(counted.shape, scale) if outputs.scale is None or scale else outputs.scale)
-    return Candidates(images, texts, gather(images), gather(texts), gather(counted), jnp.where(counted, own, 1))
+    factor = precise(jnp.full(counted.shape, scale) if outputs.scale is None or scale else outputs.scale)
+    return Candidates(images, texts, gather(images), gather(texts), gather(counted), jnp.where(counted, factor, 1))
 
 
 def logits_of(
@@ -87,8 +87,8 @@ def own_columns(signals: Signals) -> Int[Array, " rows"]:
 
 def cross_entropy_to_own(logits: Float[Array, "rows all"], places: Int[Array, " rows"]) -> Float[Array, " rows"]:
     """Compute -log softmax(logits)[i, places[i]]: how surely each row finds the column that belongs to it."""
-    own = jnp.take_along_axis(logits, places[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - own
+    right = jnp.take_along_axis(logits, places[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - right
 
 
 def cross_entropy_to(logits: Float[Array, "rows all"], target: Float[Array, "rows all"]) -> Float[Array, " rows"]:

@@ -105,14 +105,14 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     return 0
 
 
-def read_axes(given: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
+def read_axes(arguments: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
     """Read the options `--axis NAME VALUE ...`; values are Python literals, other words are texts.
 
     Raises:
         ConfigError: a name has no values, a name or value is given twice, or there are too many combinations.
     """
     axes: dict[str, tuple[Any, ...]] = {}
-    for name, *texts in given:
+    for name, *texts in arguments:
         values = tuple(map(_literal, texts))
         if not values:
             raise ConfigError(f"--axis {name}", "has no values. Write a name, then values: --axis layers 1 2 3.")

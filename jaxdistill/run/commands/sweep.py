@@ -323,14 +323,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     return guarded(work, options.debug, options.workdir, bool(options.run))
 
 
-def _axes(given: Sequence[Sequence[str]], changes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _axes(arguments: Sequence[Sequence[str]], changes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the values of each axis by config key, from the options `--axis KEY VALUE ...`.
 
     Raises:
         ConfigError: a key or a value is given twice, or a key is set elsewhere.
     """
     axes: dict[str, tuple[str, ...]] = {}
-    for path, *texts in given:
+    for path, *texts in arguments:
         if not texts:
             raise ConfigError(f"--axis {path}", "has no values. Give them after the key, such as --axis rate 0.1 0.01.")
         twice = [text for number, text in enumerate(texts) if text in texts[:number]]

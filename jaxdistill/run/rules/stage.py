@@ -203,8 +203,8 @@ def step_initialises(view: StageView) -> None:
     """
     config, step = view.config, view.parts.step
     spec = parse(config.step, "step")
-    own = own_parts(config.to_dict())
-    is_own = any(not part.startswith(f"{registry.datasets.kind} ") for part in own)  # may fail in the update alone
+    parts = own_parts(config.to_dict())
+    is_own = any(not part.startswith(f"{registry.datasets.kind} ") for part in parts)  # may fail in the update alone
     can_be_wrong = config.roles or _uses_kernel(view) or spec.kwargs or is_own
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return

@@ -73,15 +73,15 @@ def _has_mask_of_outputs(view: StageView, name: str, weighted: WeightedTerm) -> 
 
     def mask(outputs: Any, signals: Any, key: Any) -> Any:
         student, teachers = outputs
-        given = {**signals, stream: replace(signals[stream], student=student, teachers=teachers)}
-        params, state = term.init(key, given)
-        fused, _ = term.fuse(params, state, given[stream], key=key)
+        replaced = {**signals, stream: replace(signals[stream], student=student, teachers=teachers)}
+        params, state = term.init(key, replaced)
+        fused, _ = term.fuse(params, state, replaced[stream], key=key)
         out, _ = weighted.term.apply(params["terms"][name], state["terms"][name], fused, key=key)
         return out[1] if isinstance(out, tuple) else None
 
     def slopes(weights: Any, outputs: Any, signals: Any, key: Any) -> list[Any]:
-        found = jax.vjp(lambda outputs: mask(outputs, signals, key), outputs)[1](weights)
-        return [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
+        gradients = jax.vjp(lambda outputs: mask(outputs, signals, key), outputs)[1](weights)
+        return [x for x in jax.tree.leaves(gradients) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     outputs = signals[stream].student, signals[stream].teachers
     returned = jax.eval_shape(mask, outputs, signals, KEY)
@@ -106,11 +106,11 @@ def _slope(term: Objective, name: str, weight: Any, variables: Any, signals: Any
     params, state = variables
 
     def value(params: Any, students: Any) -> Any:
-        given = {
+        replaced = {
             stream: replace(each, student=students[stream][0], params={**each.params, "student": students[stream][1]})
             for stream, each in signals.items()
         }
-        return term.apply(params, state, given, key=key)[0][name].sum
+        return term.apply(params, state, replaced, key=key)[0][name].sum
 
     students = {stream: (each.student, each.params["student"]) for stream, each in signals.items()}
     slopes = jax.vjp(value, params, students)[1](weight)

@@ -115,8 +115,10 @@ def weight_roles(model: Model, params: Params, state: State, batch: RowsLike) ->
 
     def run(params: Params, state: State, batch: RowsLike, key: Key) -> PyTree:
         unchanged: RoundInputs = lambda weight, x, axes, collected: x
-        out, _, found = forward(model, params, state, batch, train=False, key=key, ranges={}, round_inputs=unchanged)
-        roles.update(found)
+        out, _, roles_of_weights = forward(
+            model, params, state, batch, train=False, key=key, ranges={}, round_inputs=unchanged
+        )
+        roles.update(roles_of_weights)
         return out
 
     jax.eval_shape(run, params, state, dict(batch), jax.eval_shape(lambda: jax.random.key(0)))

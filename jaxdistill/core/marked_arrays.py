@@ -140,8 +140,8 @@ def _scan(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collect
         return outputs[:carries], (outputs[carries:], kept.arrays)
 
     options = {key: equation.params[key] for key in ("length", "reverse", "unroll")}
-    last, (stacked, found) = jax.lax.scan(body, [*map(plain, start)], stacks, **options)
-    collected.add_all(found, shared={x.name for x in operands[:end] if isinstance(x, MarkedArray)})
+    last, (stacked, arrays) = jax.lax.scan(body, [*map(plain, start)], stacks, **options)
+    collected.add_all(arrays, shared={x.name for x in operands[:end] if isinstance(x, MarkedArray)})
     return [*last, *stacked]
 
 

@@ -83,8 +83,8 @@ def slug(spec: str) -> str:
     """Return a spec as the name of a folder, without defaults: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
     factory, bound = registry.exporters.bind(spec, "--to")
     defaults = {name: each.default for name, each in inspect.signature(factory).parameters.items()}
-    given = [f"{name}-{value}" for name, value in bound.arguments.items() if value != defaults[name]]
-    return "-".join([factory.__name__, *given])
+    changed = [f"{name}-{value}" for name, value in bound.arguments.items() if value != defaults[name]]
+    return "-".join([factory.__name__, *changed])
 
 
 @contextlib.contextmanager

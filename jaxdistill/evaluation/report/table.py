@@ -175,9 +175,9 @@ def _retrieval(by_name: Mapping[str, Mapping[str, Any]], teachers: Sequence[Mapp
     """Return the sentence about a student that finds the texts of images, or of other texts."""
     student, key = by_name["student"], "image_text_r5"
     first = "gallery_first_texts" if "gallery_first_texts" in student else "gallery_images"
-    wanted, found = ("first texts", "second text") if first == "gallery_first_texts" else ("images", "text")
+    sides, wanted = ("first texts", "second text") if first == "gallery_first_texts" else ("images", "text")
     text = (
-        f"Of the {student[first]:,.0f} test {wanted}, the student finds the {found} of "
+        f"Of the {student[first]:,.0f} test {sides}, the student finds the {wanted} of "
         f"{100 * student[key]:.2f} % among the five most similar of {student['gallery_texts']:,.0f} different texts "
         f"(chance {100 * student[f'chance_{key}']:.2f} %)"
     )

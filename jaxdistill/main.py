@@ -43,7 +43,12 @@ Start with your own texts: jaxdistill train --preset text --workdir runs/mine \\
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run a command, such as `run(["train", "--help"])`, and return its exit code; None stands for `sys.argv[1:]`."""
+    """Run a command, such as `run(["train", "--help"])`, and return its exit code.
+
+    Args:
+        argv: name of the command, followed by its arguments; None means `sys.argv[1:]`. If the first one is an option
+            such as `--config`, the command is `train`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
@@ -68,7 +73,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Run the command line with the arguments of the process, and exit with its exit code."""
+    """Run the command that the arguments of this process name, and end the process with the command's exit code."""
     sys.exit(run())
 
 

@@ -7,10 +7,10 @@ SQUARE = "/input_square"  # suffix of state: running mean of the squared inputs 
 
 
 def is_added(name: str) -> bool:
-    """Return True for the name of an array that is not the model's own."""
+    """Return True for the name of an array that quantisation or pruning has added to a model."""
     return is_of_quantizer(name) or name.endswith(SQUARE)
 
 
 def is_of_quantizer(name: str) -> bool:
-    """Return True for the name of an array that quantisation adds."""
+    """Return True for the name of an array that quantisation has added to a model."""
     return name.endswith((LOG_SCALE, RANGE)) or name == CALLS

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: a model computes with rounded weights and inputs, and its gradients pass through.
+"""Quantisation-aware training: compute with rounded weights and inputs, and pass gradients through the rounding.
 
 When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards costs accuracy: with 8 bits often none,
 with 4 some points, with 2 everything.
@@ -64,14 +64,15 @@ Bits = Literal[0, 2, 4, 8]
 
 
 class Quantizer(NamedTuple):
-    """A way to train a model in few bits.
+    """A method of quantisation-aware training.
 
-    wrap: `(model, number of training calls of the run) -> model`, a model that computes with rounded weights and inputs
-    calibrate: `(model, variables of the wrapped model, batches) -> variables`, with ranges of inputs that are those of
-        the batches; without fixed ranges, the variables are returned unchanged
-    finish: `(model, variables of the wrapped model, batch) -> (variables, ranges)`: the variables of `model`, with its
-        weights on the grid; and the range of the inputs of each weight, `[..., 2]`, by name (empty: not fixed)
-    serving: spec string of the quantizer of the finished variables, which rounds inputs alone
+    wrap: `(model, number of training calls of the run) -> model`; the new model rounds its weights and inputs
+    calibrate: `(model, variables of the wrapped model, batches) -> variables`; measures the input ranges on the
+        batches; without running ranges, the variables are returned unchanged
+    finish: `(model, variables of the wrapped model, batch) -> (variables, ranges)`; returns the variables of `model`
+        with rounded weights, and a dict of the input range of each weight, `[..., 2]` (empty without running ranges)
+    serving: spec string (a registered name with arguments, as text) of the quantizer that rounds only the inputs of the
+        finished model; empty if inputs stay floats
     """
 
     wrap: Callable[[Model, int], Model]
@@ -90,23 +91,25 @@ def aware(
     start: float = 0.0,
     skip: str = "",
 ) -> Quantizer:
-    """Train with weights, and inputs of products, rounded to integers; the gradient passes straight through.
+    """Train with weights and their inputs rounded to integers: quantisation-aware training (straight-through gradient).
 
     Args:
-        weights: bits of weights: 8, 4, 2 (the values -1, 0, 1 times a scale), or 0: floats.
-        inputs: bits of what is multiplied with a weight: 8, 16, or 0: floats.
-        block: weights that share a scale: 32 neighbours, as in GGUF (Q8_0, Q4_0), or 0: all of one output.
-        scales: "largest": by the largest weight (2 bits: the mean one); "learned": times a learned factor (LSQ).
-        ranges: of inputs: "row": the largest value of each row, as files with dynamic ranges have it; "running": a
-            running range of all rows, as files with static ranges have it.
-        start: share of the training before weights and inputs are rounded, from 0 to below 1.
-        skip: regex of names of weights that stay floats, with their inputs, such as "head"; empty: none.
+        weights: bits of weights: 8, 4, or 2 (the values -1, 0, 1 times a scale); 0 leaves weights in floats.
+        inputs: bits of the values that a weight is multiplied with: 8 or 16; 0 leaves them in floats.
+        block: number of weights that share a scale: 32 neighbours, as in GGUF (Q8_0, Q4_0); 0 means all weights of one
+            output.
+        scales: "largest" derives scales from the largest magnitude (for 2 bits, the mean magnitude); "learned"
+            multiplies these scales by learned factors (LSQ).
+        ranges: range of inputs: "row" is the largest magnitude of each row, as in files with dynamic ranges; "running"
+            is a running range over all rows, as in files with static ranges.
+        start: fraction of the training before rounding starts, from 0 to below 1.
+        skip: regex of names of weights that stay floats, with their inputs, such as "head"; empty means no weight.
 
     Source: Jacob et al. 2018, arxiv.org/abs/1712.05877; LSQ: Esser et al. 2020, arxiv.org/abs/1902.08153; 2 bits: Ma et
     al. 2024, arxiv.org/abs/2402.17764.
 
     Raises:
-        ValueError: there is no such grid, `start` is not in [0, 1), or `skip` is no regex.
+        ValueError: arguments do not fit together, `start` is not in [0, 1), or `skip` is no regex.
     """
     if not weights and not inputs:
         raise ValueError("weights=0 with inputs=0 rounds nothing; set one of them")
@@ -127,15 +130,15 @@ def aware(
 
 
 class Settings(NamedTuple):
-    """The arguments of `aware`, checked.
+    """The checked arguments of `aware`.
 
-    grid: rounds weights; None: they stay floats
-    block: weights that share a scale; 0: all of one output
-    inputs: bits of the inputs of products; 0: floats
-    learned: True: scales have a learned factor
-    running: True: inputs have a running range
-    start: share of the training in floats
-    skip: regex of names of weights that stay floats; empty: none
+    grid: function that rounds weights; None if weights stay floats
+    block: number of weights that share a scale; 0 means all weights of one output
+    inputs: bits of the inputs of products; 0 means floats
+    learned: True if scales have a learned factor
+    running: True if inputs have a running range
+    start: fraction of the training before rounding starts
+    skip: regex of names of weights that stay floats; empty means no weight
     """
 
     grid: Grid | None
@@ -147,10 +150,10 @@ class Settings(NamedTuple):
     skip: str
 
     def roles(self, model: Model, params: Params, state: State, batch: RowsLike) -> dict[str, Role]:
-        """Return the weights that are rounded, by name, each with its role in the model.
+        """Return the weights to round: a dict from name to role (how products use the weight).
 
         Raises:
-            ConfigError: there are none, `skip` matches none, or a weight cannot be split into blocks.
+            ConfigError: no weight can be rounded, `skip` matches no weight, or a weight cannot be split into blocks.
         """
         every = weight_roles(model, params, state, batch)
         roles = {name: role for name, role in every.items() if not (self.skip and re.search(self.skip, name))}
@@ -169,7 +172,7 @@ class Settings(NamedTuple):
 
 
 def quantizer(settings: Settings) -> Quantizer:
-    """Return the way of training that settings describe, for a grid of your own, too."""
+    """Build the method of quantisation-aware training for some settings, whose grid may be a user's own function."""
     ranges = "running" if settings.running else "row"
     arguments = {"weights": 0, "inputs": settings.inputs, "ranges": ranges, "skip": settings.skip}
     serving = repr(Spec("aware", (), arguments)) if settings.inputs else ""
@@ -231,7 +234,7 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
 
 
 def _calibrated(settings: Settings, model: Model, variables: Variables, batches: Iterable[RowsLike]) -> Variables:
-    """Return the variables of a wrapped model with the ranges of the inputs in some batches; the model is in floats."""
+    """Measure input ranges on batches, without rounding, and return the wrapped model's variables with these ranges."""
     if not settings.running:
         return variables
     params, state = _own(*variables)
@@ -265,26 +268,26 @@ def _finished(
 
 
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the variables of the model that was wrapped."""
+    """Return parameters and state of the original model, without the arrays that quantisation has added."""
     kept = lambda arrays: {name: x for name, x in arrays.items() if not is_of_quantizer(name)}
     return kept(params), kept(state)
 
 
 def _choose(is_on: Any, rounded: Array, x: Array) -> Array:
-    """Return rounded values, or floats; `is_on` is True, False, or known only to the compiled program."""
+    """Return `rounded` if `is_on`, otherwise `x`; `is_on` is a Python bool or a traced boolean."""
     if isinstance(is_on, bool):
         return rounded if is_on else x
     return jnp.where(is_on, rounded, x)
 
 
 def _rows(x: Array, axes: Axes) -> Array:
-    """Return a weight as rows, `[..., rows, columns]`: the axes that its products sum become the columns."""
+    """Reshape a weight to `[..., rows, columns]`: its contracted axes are moved to the end and become the columns."""
     moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
     return moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
 
 
 def _rounded(settings: Settings, params: Params, name: str, axes: Axes) -> Array:
-    """Round a weight to its grid, with the gradient of `aware`."""
+    """Round the weight `name` to its grid, with a straight-through gradient, or that of LSQ for learned scales."""
     x = params[name]
     if settings.grid is None:
         return x
@@ -299,10 +302,10 @@ def _rounded(settings: Settings, params: Params, name: str, axes: Axes) -> Array
 
 
 def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:
-    """Round rows with scales that are learned, as in LSQ: the gradient of `round` is 1, and its input is clipped.
+    """Round rows with learned scales (LSQ): the scaled weights are clipped, and the gradient of `round` is 1.
 
     Args:
-        weight_grid: gives the integers' range, and the scales that are multiplied by the factor.
+        weight_grid: gives the range of the integers, and the scales before they are multiplied by the factor.
         rows: the weights, `[..., rows, columns]`.
         log_factor: logarithm of the factor of each row, `[..., rows]`.
     """
@@ -317,7 +320,7 @@ def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:
 
 
 def _inputs_rule(settings: Settings, roles: Mapping[str, Role], is_on: Any, train: bool) -> RoundInputs:
-    """Return the function that rounds the inputs of products, see `products.RoundInputs`."""
+    """Build the function that rounds the inputs of products with the weights in `roles`; see `products.RoundInputs`."""
 
     def round_inputs(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
         if weight.name not in roles:

@@ -1,6 +1,6 @@
-"""Name the axes of a model's arrays, so that the same units can be removed everywhere: heads, neurons, channels, width.
+"""Name the axes of a model's arrays, so that structured pruning can remove a head, neuron or channel in all arrays.
 
-Families with a Hugging Face format name the axes in their table of weights. The other families have a table here.
+Families with a Hugging Face format name the axes in their rules for weights. The other families have rules here.
 """
 
 import re
@@ -17,27 +17,27 @@ BLOCK = re.compile(r"blocks/(\d+)/")
 class ArrayAxes(NamedTuple):
     """The names of an array's axes.
 
-    names: a name for each axis, such as ("width", "ffn/3"); "": its units are not chosen. Layers are numbered: "ffn/3"
-        are the neurons of layer 3, of which other layers know nothing
-    stacked: True: the array has the layers as its first axis, which has no entry in `names`; "{layer}" stands for its
-        number, as in "ffn/{layer}"
+    names: a name for each axis, such as ("width", "ffn/3"), where "ffn/3" are the neurons of layer 3; "" for an axis
+        that is never pruned
+    stacked: True if the array stacks the layers along its first axis, which has no entry in `names`; "{layer}" then
+        stands for the number of the layer, as in "ffn/{layer}"
     """
 
     names: tuple[str, ...]
     stacked: bool = False
 
     def of_layer(self, number: int) -> tuple[str, ...]:
-        """Return the names of the axes in one layer of a stacked array."""
+        """Return the names of the axes in one layer of a stacked array, such as ("width", "ffn/3")."""
         return tuple(name.replace("{layer}", str(number)) for name in self.names)
 
 
 class Sizes(NamedTuple):
-    """How many units a model has; 0: it has none of this kind.
+    """The numbers of layers and units of a model, before or after structured pruning.
 
-    layers: layers that can be removed
+    layers: number of layers that can be removed; 0 if layers of this family cannot be removed
     units: number of units of each axis, by name: "width", "ffn/0", "ffn/1", ..., "heads/0", ...
-    head_size: units of an attention head
-    groups: attention heads that share keys and values
+    head_size: number of units of an attention head; 0 for a model without attention
+    groups: number of query heads that share keys and values
     """
 
     layers: int
@@ -47,12 +47,12 @@ class Sizes(NamedTuple):
 
 
 class Cuttable(NamedTuple):
-    """A model family whose models can be cut.
+    """A model family whose models can be made smaller by structured pruning.
 
-    rules: `(arguments) -> rules`, which name the axes of arrays
-    sizes: `(arguments) -> sizes` of a model
-    arguments: `(arguments, sizes after the cut) -> arguments` of the smaller model
-    layered: axes that each layer has for itself, such as "ffn"
+    rules: `(arguments) -> rules`, which name the axes of a model's arrays
+    sizes: `(arguments) -> Sizes`, the numbers of layers and units of a model with these arguments
+    arguments: `(arguments, sizes after pruning) -> arguments` of the pruned model
+    layered: names of the axes whose units each layer has separately, such as "ffn"
     """
 
     rules: Callable[[Arguments], tuple[Rule, ...]]
@@ -62,10 +62,10 @@ class Cuttable(NamedTuple):
 
 
 def array_axes(cuttable: Cuttable, arguments: Arguments, name: str) -> ArrayAxes | None:
-    """Return the names of an array's axes; None: the array has none that can be cut.
+    """Return the names of an array's axes, or None if no axis of the array can be pruned.
 
     Args:
-        cuttable: the family.
+        cuttable: the model family.
         arguments: arguments of the model.
         name: name of the array, such as "blocks/3/up/kernel".
     """

@@ -1,4 +1,4 @@
-"""Structured pruning: a student made of a teacher's most important layers, heads, neurons, channels and width.
+"""Structured pruning: build a student from a teacher's most important layers, heads, neurons, channels and width.
 
 When: the student should start as a smaller copy of a trained model, and be faster on any device: what is removed is no
 longer stored nor computed.
@@ -14,11 +14,11 @@ With the inputs x of a product of a trained model on some training records, t ru
     neurons, channels, width    mean_t |x[t, i]|      mean activation, summed over all products that read the unit
     vocabulary                  occurrences           how often the token is in the training records
 
-The largest scores stay, in each layer for itself, and in the teacher's order. `jaxdistill train` decides this once,
-before the student's training, and keeps it in RUN/cut/units.json. The controls of the run start with the same weights:
-they tell what the teacher's answers add, not what its weights do. To cut, distil and cut again, give the folder of the
-first run's student as `source`; a vocabulary is cut last, as such a model has no Hugging Face format. To reduce
-vocabulary and tokenizer alike, see `jaxdistill vocabulary` and `pretrained(..., keep=FOLDER)`.
+In each layer, the units with the largest scores are kept, in the teacher's order. `jaxdistill train` chooses them once,
+before the student's training, and stores them in RUN/cut/units.json. The controls of the run start with the same
+weights, so they show what the teacher's outputs add, not what its weights add. To cut, distil and cut again, give the
+folder of the first run's student as `source`; a vocabulary is cut last, as such a model has no Hugging Face format. To
+reduce vocabulary and tokenizer alike, see `jaxdistill vocabulary` and `pretrained(..., keep=FOLDER)`.
 
 Sources: block influence: Men et al., ShortGPT, 2024 (arxiv.org/abs/2403.03853); activations: Muralidharan et al.,
 Compact Language Models via Pruning and Knowledge Distillation (Minitron), 2024 (arxiv.org/abs/2407.14679); heads:
@@ -48,14 +48,14 @@ ROWS = "embed/rows"  # array with the row of the embedding table of each token
 
 
 class Cut(NamedTuple):
-    """The parts of a model that a cut keeps.
+    """The settings of structured pruning: which model is pruned, and how much of it is kept.
 
-    teacher: name of the teacher that is cut; empty: `source`
-    source: checkpoint that is cut; empty: `teacher`
-    layers: number or share of the layers that stay, or their numbers
-    shares: number or share of the units that stay, by name of the axis
-    records: number of training records that are read
-    options: arguments of the smaller model that replace those of the source
+    teacher: name of the teacher to prune; empty if `source` is given
+    source: checkpoint to prune; empty if `teacher` is given
+    layers: number (int) or share (float) of the layers to keep, or a tuple of the numbers of these layers
+    shares: number (int) or share (float) of the units to keep, by name of the axis, such as "heads" or "ffn"
+    records: number of training records on which importance is measured
+    options: arguments of the smaller model that replace those of the pruned model
     """
 
     teacher: str
@@ -79,29 +79,30 @@ def cut(
     records: int = 512,
     **options: Any,
 ) -> Cut:
-    """Keep the most important parts of a trained model, as the student.
+    """Build the student from a trained model by structured pruning, which keeps only the most important parts.
 
-    Each size is a number of parts (an int: 1 keeps one) or their share (a float above 0, at most 1.0, which keeps all).
+    Each size is either an int, the number of parts to keep, or a float above 0 and up to 1.0, the share to keep. So 1
+    keeps one part, and 1.0 keeps all parts.
 
     Args:
-        teacher: name of the teacher that is cut; or give `source`.
-        source: checkpoint that is cut, such as the folder `RUN/student/hub` of an earlier cut of a transformer.
-        layers: layers that stay: their number, a share, or the layers themselves, counted from 0.
-        heads: attention heads that stay in each layer; of a model whose heads share keys and values, groups of heads.
-        neurons: hidden units that stay in each perceptron.
-        channels: channels that stay inside each block of a convolutional network.
-        width: units that stay in the residual stream of a transformer.
-        vocabulary: rows that stay in the embedding table of an encoder: those of special tokens, and of the tokens that
-            are most frequent in all training records. Every other token is read as the unknown one. The tokenizer stays
-            as it is.
-        records: training records whose activations are measured.
-        options: arguments of the model that replace the teacher's, such as `dropout=0.1`.
+        teacher: name of the teacher to prune. Give either `teacher` or `source`.
+        source: checkpoint to prune, such as the folder `RUN/student/hub` of an earlier pruned transformer.
+        layers: layers to keep: a number, a share, or a tuple of layer numbers in rising order, counted from 0.
+        heads: attention heads to keep in each layer; in grouped-query attention, groups of heads with shared keys.
+        neurons: hidden units to keep in each MLP.
+        channels: channels to keep inside each block of a convolutional network.
+        width: units to keep in the residual stream of a transformer.
+        vocabulary: rows to keep in the embedding table of an encoder: those of special tokens, and of the tokens that
+            are most frequent in all training records. Every other token is treated as the unknown token. The tokenizer
+            does not change.
+        records: number of training records on which activations are measured.
+        options: arguments of the model that replace those of the pruned model, such as `dropout=0.1`.
 
     Source: Muralidharan et al. 2024, arxiv.org/abs/2407.14679; Men et al. 2024, arxiv.org/abs/2403.03853; Michel et al.
     2019, arxiv.org/abs/1905.10650.
 
     Raises:
-        ValueError: both or none of `teacher` and `source` are given, or a share is not above 0.
+        ValueError: both or none of `teacher` and `source` are given, or a size is not above 0, or a share is above 1.
     """
     if bool(teacher) == bool(source):
         raise ValueError("give the name of a teacher, teacher='NAME', or a checkpoint, source='FOLDER'")
@@ -118,10 +119,10 @@ def cut(
 
 
 def cuttable(family: str) -> Cuttable:
-    """Return what can be cut of a model family.
+    """Return the description of a model family that structured pruning needs: names of array axes, and sizes.
 
     Raises:
-        ValueError: nothing can.
+        ValueError: models of this family cannot be pruned.
     """
     if family not in CUTTABLE:
         raise ValueError(f"models of the family {family!r} cannot be cut; these can: {', '.join(CUTTABLE)}")
@@ -129,15 +130,15 @@ def cuttable(family: str) -> Cuttable:
 
 
 def sizes_after(cut: Cut, family: str, arguments: Arguments) -> Sizes:
-    """Return how many units stay. No data are needed.
+    """Compute the number of layers and units of a model after structured pruning, without reading any data.
 
     Args:
-        cut: what the cut keeps.
-        family: name of the family of the model that is cut.
-        arguments: arguments of this model.
+        cut: settings of the pruning.
+        family: name of the model's family.
+        arguments: arguments of the model before pruning.
 
     Raises:
-        ValueError: the model has no such units, or fewer than the cut keeps.
+        ValueError: the model has no units of a kind that is to be pruned, or fewer than the settings keep.
     """
     before = cuttable(family).sizes(arguments)
     present = {name.partition("/")[0] for name in before.units}
@@ -153,18 +154,18 @@ def sizes_after(cut: Cut, family: str, arguments: Arguments) -> Sizes:
 
 
 def is_all(share: Share | tuple[int, ...]) -> bool:
-    """Return True for the share 1.0; the number 1 keeps one unit."""
+    """Return True for the float 1.0, which keeps all parts, and False for the int 1, which keeps one part."""
     return isinstance(share, float) and share == 1
 
 
 def _is_beyond(name: str, layers: int) -> bool:
-    """Return True if an axis belongs to a layer that the smaller model does not have."""
+    """Return True if an axis such as "ffn/3" belongs to a layer that a model with `layers` layers does not have."""
     number = name.partition("/")[2]
     return bool(layers and number and int(number) >= layers)
 
 
 def _given_layers(layers: Share | tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Return the layers if they are given; else as many placeholders as layers stay."""
+    """Return the numbers of the layers to keep, or -1 for each of them if the settings give only their count."""
     if not isinstance(layers, tuple):
         return (-1,) * _number(layers, count, "layers")
     if sorted(set(layers)) != list(layers) or not layers or not 0 <= layers[0] <= layers[-1] < count:
@@ -181,11 +182,12 @@ def _number(share: Share, size: int, name: str) -> int:
 
 
 class Choice(NamedTuple):
-    """Which units stay.
+    """The layers and units that structured pruning keeps.
 
-    layers: numbers of the layers that stay, in order; empty: the model has none that can be removed
-    units: numbers of the units that stay, in order, by axis of the source: "width", "ffn/3", "heads/3", ...
-    unknown: token as which a token is read whose row was removed
+    layers: numbers of the kept layers, in order; empty if the model has no layers that can be removed
+    units: numbers of the kept units, in order, by axis of the source model: "width", "ffn/3", "heads/3", ...; an axis
+        without an entry keeps all its units
+    unknown: number of the token that replaces every token whose embedding row is removed
     """
 
     layers: tuple[int, ...]
@@ -194,12 +196,14 @@ class Choice(NamedTuple):
 
 
 def choose(cut: Cut, before: Sizes, after: Sizes, scores: Mapping[str, np.ndarray]) -> Choice:
-    """Choose the units with the largest scores, in each layer for itself; of equal ones the first.
+    """Choose the layers and units to keep: those with the largest importance scores.
+
+    Units are compared within their layer. Of units with equal scores, the first are kept.
 
     Args:
-        cut: what the cut keeps; it may name the layers.
-        before, after: number of units before and after the cut.
-        scores: a score for each unit of each axis, and for each layer under the name "layers".
+        cut: settings of the pruning; if they name the layers to keep, the scores of layers are not used.
+        before, after: number of layers and units before and after pruning.
+        scores: a score for each unit, by name of the axis, and for each layer, under the name "layers".
     """
     largest = lambda values, count: tuple(sorted(np.argsort(-np.asarray(values), kind="stable")[:count].tolist()))
     layers: tuple[int, ...] = ()
@@ -220,16 +224,19 @@ def choose(cut: Cut, before: Sizes, after: Sizes, scores: Mapping[str, np.ndarra
 def sliced(
     family: str, arguments: Arguments, source: Variables, shapes: Variables, choice: Choice, head_size: int, groups: int
 ) -> Variables:
-    """Return the variables of the smaller model, taken from the source. A pure function, which can be compiled.
+    """Build the variables of a pruned model by slicing the arrays of the source model.
+
+    This is a pure function, which `jit` can compile. Arrays that the source lacks, such as learned scales, or has in
+    another shape, such as a head for other classes, are missing from the result.
 
     Args:
         family: name of the model family.
-        arguments: arguments of the source.
-        source: variables of the source.
-        shapes: shapes of the variables of the smaller model. Arrays that the source lacks, such as learned scales, or
-            has in another shape, such as a head for other classes, are left out.
-        choice: which units stay.
-        head_size, groups: units of an attention head, and heads that share keys and values.
+        arguments: arguments of the source model.
+        source: variables of the source model.
+        shapes: shapes of the variables of the pruned model.
+        choice: the layers and units to keep.
+        head_size: units of an attention head.
+        groups: number of query heads that share keys and values.
     """
     table = cuttable(family)
     expanded = {name: _positions(name, units, head_size, groups) for name, units in choice.units.items()}
@@ -258,9 +265,9 @@ def _rows(known: Array | None, arguments: Arguments, choice: Choice) -> Array:
     """Return the row of the smaller embedding table for each token, `[tokens]`.
 
     Args:
-        known: the row of the larger table for each token; None: the token's own number.
-        arguments: arguments of the source.
-        choice: which rows stay.
+        known: the row of the larger table for each token; None if it is the token's own number.
+        arguments: arguments of the source model.
+        choice: the rows to keep.
     """
     before = jnp.arange(arguments["vocabulary"]) if known is None else known
     if VOCABULARY not in choice.units:
@@ -279,7 +286,7 @@ def _name_in_source(name: str, layers: tuple[int, ...]) -> str:
 
 
 def _positions(name: str, units: tuple[int, ...], head_size: int, groups: int) -> dict[str, np.ndarray]:
-    """Return, by name of an axis of arrays, the positions of units; a head is `head_size` positions."""
+    """Convert unit numbers to indices along array axes, as a dict by axis name; a head takes `head_size` indices."""
     numbers = np.asarray(units)
     axis, _, layer = name.partition("/")
     if axis != "heads":

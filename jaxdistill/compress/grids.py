@@ -29,7 +29,7 @@ TINY = 1e-30  # least scale, so that a row of zeros is not divided by 0
 
 
 class Rounded(NamedTuple):
-    """Weights rounded to a grid: they stand for `integers * scales`.
+    """Quantised weights: integers of a grid and their scales, whose product approximates the weights.
 
     integers: `[..., rows, blocks, columns of a block]`, whole numbers as floats
     scales: `[..., rows, blocks, 1]`
@@ -46,14 +46,14 @@ Grid = Callable[[Array], Rounded]  # [..., rows, columns] -> integers and scales
 
 
 def grid(bits: int, block: int) -> Grid:
-    """Return the grid for weights of some bits.
+    """Return the grid (a function that rounds weights to integers with scales) for a number of bits.
 
     Args:
         bits: 8, 4, or 2 (three values: -1, 0, 1).
-        block: weights that share a scale: 32, or 0 for a whole row.
+        block: number of weights that share a scale: 32, or 0 for a whole row.
 
     Raises:
-        ValueError: there is no such grid.
+        ValueError: there is no grid for these bits and this block.
     """
     if (bits, block) not in GRIDS:
         known = ", ".join(f"weights={b}" + (f" with block={n}" if n else "") for b, n in GRIDS)
@@ -62,13 +62,13 @@ def grid(bits: int, block: int) -> Grid:
 
 
 def values(rounded: Rounded) -> Array:
-    """Return the floats that rounded weights stand for, `[..., rows, columns]`."""
+    """Dequantise weights: multiply integers by scales, and return floats `[..., rows, columns]`."""
     products = rounded.integers * rounded.scales
     return products.reshape(*products.shape[:-2], -1)
 
 
 def _blocks(rows: Array, size: int) -> Array:
-    """Split rows into blocks, `[..., rows, blocks, size]`; a size of 0 makes one block."""
+    """Split rows into blocks of `size`, `[..., rows, blocks, size]`; size 0 makes one block of each row."""
     return rows.reshape(*rows.shape[:-1], -1, size or rows.shape[-1])
 
 
@@ -120,16 +120,18 @@ GRIDS: dict[tuple[int, int], Grid] = {
 
 
 def straight_through(x: Array, rounded: Array) -> Array:
-    """Return `rounded`, with the gradient of `x` (Bengio et al. 2013, arxiv.org/abs/1308.3432)."""
+    """Return `rounded`, with the gradient of `x`: the straight-through estimator (arxiv.org/abs/1308.3432)."""
     return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))  # exactly `rounded`: x - x is 0
 
 
 def round_rows(x: Array, axes: Sequence[int], bits: int) -> Array:
-    """Round the inputs of a product to integers, with one scale for all values along some axes: `max|x| / high`.
+    """Quantise the inputs of a product and return them as floats, with a dynamic scale `max|x| / high` for each row.
+
+    high is the largest integer, 127 for 8 bits. The gradient is straight-through.
 
     Args:
         x: the inputs.
-        axes: the axes that share a scale: those that the product sums.
+        axes: the contracted axes of the product; all values along these axes share a scale.
         bits: 8 or 16.
     """
     high = 2 ** (bits - 1) - 1
@@ -139,14 +141,14 @@ def round_rows(x: Array, axes: Sequence[int], bits: int) -> Array:
 
 
 def round_in_range(x: Array, low: Array, high: Array, bits: int) -> Array:
-    """Round the inputs of a product to integers of a fixed range; values outside it are clipped, without gradient.
+    """Quantise the inputs of a product within a fixed range, and return them as floats.
 
-    8 bits have a zero point, as in `QuantizeLinear` of ONNX: `clip(round(x / s) + z, -128, 127)`; 16 bits are
-    symmetric.
+    Values outside the range are clipped and get no gradient; inside it, the gradient is straight-through. 8 bits have a
+    zero point, as in `QuantizeLinear` of ONNX: `clip(round(x / s) + z, -128, 127)`; 16 bits are symmetric.
 
     Args:
         x: the inputs.
-        low, high: the range, at most 0 and at least 0.
+        low, high: the ends of the range; `low` is at most 0 and `high` at least 0.
         bits: 8 or 16.
     """
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

@@ -1,4 +1,4 @@
-"""Ranges of the inputs of products: running means over batches, in the state of a model that trains for few bits."""
+"""Input ranges for quantisation-aware training: running ranges of the inputs of weights, kept in the model's state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,21 +20,26 @@ WIDEST = Combine(  # of the ranges of two products of one weight
 
 
 def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
-    """Return the variables of a model together with the ranges of its inputs, for the model that `serving` builds."""
+    """Add input ranges to a model's variables, in the form that a model wrapped by a quantizer has them in its state.
+
+    Args:
+        variables: variables of the model without a quantizer.
+        ranges: least and greatest input, `[..., 2]`, by name of the weight.
+    """
     added = {CALLS: jnp.zeros((), jnp.int32), **{name + RANGE: x for name, x in ranges.items()}}
     return variables._replace(state={**variables.state, **added})
 
 
 def require_ranges(model: Model, ranges: Mapping[str, Array], batch: RowsLike) -> None:
-    """Check the ranges that were read from a file.
+    """Check that the input ranges from a file fit the weights of a quantised model.
 
     Args:
-        model: the wrapped model that will use them.
+        model: the model that will use the ranges, wrapped by its quantizer.
         ranges: least and greatest input, `[..., 2]`, by name of the weight.
         batch: a batch, or its shapes.
 
     Raises:
-        ValueError: a range is missing, unknown, not finite, or does not hold 0.
+        ValueError: a range is missing, belongs to an unknown weight, is not finite, or does not include 0.
     """
     wanted = ranges_in(jax.eval_shape(model.init, jax.random.key(0), batch)[1])
     shapes = {name: x.shape for name, x in ranges.items()}
@@ -46,12 +51,20 @@ def require_ranges(model: Model, ranges: Mapping[str, Array], batch: RowsLike) -
 
 
 def ranges_in(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ranges of inputs among the state, `[..., 2]` each, by name of the weight."""
+    """Return the input ranges in a model's state, as a dict of arrays `[..., 2]` by name of the weight."""
     return {name.removesuffix(RANGE): x for name, x in state.items() if name.endswith(RANGE)}
 
 
 def running(span: Array, x: Array, train: bool) -> Array:
-    """Return the range `[2]` of inputs after a batch; before the first batch, that of the batch itself."""
+    """Update a running range `[2]` of inputs with those of a batch on all devices.
+
+    Every range includes 0. A range of zeros means that there was no batch yet; the result is then that of the batch.
+
+    Args:
+        span: the least and the greatest input so far.
+        x: the inputs in this batch.
+        train: if False, a known range is returned unchanged.
+    """
     ends = jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
     everywhere = gather(ends[None])  # [devices, 2] under pmap
     batch = jnp.stack([everywhere[:, 0].min(), everywhere[:, 1].max()])

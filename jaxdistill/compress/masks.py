@@ -1,4 +1,4 @@
-"""Unstructured pruning: weights are set to zero while a model trains, by their size or by that of their inputs.
+"""Unstructured pruning: set single weights to zero while a model trains, by magnitude or by the Wanda score.
 
 When: the file is compressed before it is sent, or the device has kernels for 2 of 4 weights. A CPU computes a product
 with zeros in the same time, and a file holds a zero in as many bytes; structured pruning (`cut.py`) saves both.
@@ -48,10 +48,10 @@ Scores = Callable[[str, Array, Mapping[str, Array]], Array]  # (name, kernel, st
 
 
 class Pruner(NamedTuple):
-    """A way to set weights to zero in training.
+    """A pruning method, which sets weights to zero during training.
 
-    wrap: `(model) -> model`, which also measures what the scores need
-    optimizer: `(transformation, steps of the whole training) -> transformation` that prunes
+    wrap: `(model) -> model`; the new model also measures the inputs of its kernels if the pruning scores need them
+    optimizer: `(optimiser, number of training steps) -> optimiser`, both optax transformations; the new one also prunes
     """
 
     wrap: Callable[[Model], Model]
@@ -69,21 +69,25 @@ def sparse(
     every: int = 10,
     only: str = "kernel$",
 ) -> Pruner:
-    """Set the least important weights to zero, more and more of them, or all but `keep` of every `of`.
+    """Prune the student's weights during training, up to a given share of them or to an N:M pattern such as 2:4.
+
+    Pruned weights are set to zero and stay zero. In an N:M pattern, N of every M neighbouring weights are kept.
 
     Args:
-        share: share of the weights that are zero in the end, from above 0 to below 1; or give `keep` and `of`.
-        keep, of: weights that stay, of how many neighbouring inputs of an output, such as 2 of 4.
-        by: the importance of a weight: its magnitude, or `wanda`: times the size of its input.
-        start, end: when the share begins to rise, and when it is reached, as shares of the training.
-        every: steps between two choices of the weights.
-        only: regex of names of the kernels `[..., inputs, outputs]` that are pruned.
+        share: share of the weights that are zero in the end, above 0 and below 1. Give either `share` or `keep` and
+            `of`.
+        keep, of: the N:M pattern: `keep` is N and `of` is M, counted along the inputs of each output.
+        by: importance of a weight: "magnitude" is its absolute value; "wanda" is its absolute value times the root mean
+            square of its input.
+        start, end: when pruning starts, and when the share is reached, as fractions of the training.
+        every: number of steps between two updates of the pruning mask.
+        only: regex of the names of the kernels `[..., inputs, outputs]` to prune.
 
     Source: Zhu and Gupta 2017, arxiv.org/abs/1710.01878; Mishra et al. 2021, arxiv.org/abs/2104.08378; Sun et al. 2023,
     arxiv.org/abs/2306.11695.
 
     Raises:
-        ValueError: neither a share nor a pattern is given, or both; or a number is out of range.
+        ValueError: neither a share nor a pattern is given, or both are; a number is out of range; `only` is no regex.
     """
     if bool(share) == bool(keep or of):
         raise ValueError("give a share, such as share=0.8, or a pattern, such as keep=2, of=4")
@@ -103,7 +107,7 @@ def sparse(
 
 
 class Settings(NamedTuple):
-    """The arguments of `sparse`, checked; `by_inputs` is True for Wanda."""
+    """The checked arguments of `sparse`; `by_inputs` is True if the score of a weight is that of Wanda."""
 
     share: float
     keep: int
@@ -115,10 +119,10 @@ class Settings(NamedTuple):
     only: str
 
     def kernels(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the kernels that are pruned, by name.
+        """Return the kernels to prune, as a dict by parameter name; parameters that are not trained are left out.
 
         Raises:
-            ConfigError: there are none, or the inputs of one are no multiple of `of`.
+            ConfigError: there are no such kernels, or the number of inputs of one is not a multiple of `of`.
         """
         trained = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}  # others are locked
         kernels = {name: x for name, x in trained.items() if x.ndim > 1 and re.search(self.only, name)}
@@ -131,25 +135,31 @@ class Settings(NamedTuple):
         return kernels
 
     def share_at(self, step: Array, steps: int) -> Array:
-        """Return the share of pruned weights at a step: 0 before the start."""
+        """Compute the share of weights to prune at a step, of `steps` in the training; it is 0 before `start`."""
         first, last = self.moments(steps)
         done = jnp.clip((step - first) / max(last - first, 1), 0.0, 1.0) if last > first else 1.0
         return jnp.where(step >= first, self.share * (1 - (1 - done) ** 3), 0.0)
 
     def moments(self, steps: int) -> tuple[int, int]:
-        """Return the first and the last step at which weights are chosen; with a pattern, all are chosen at once."""
+        """Return the first and the last step at which the pruning mask is updated.
+
+        An N:M pattern is complete after the first update.
+        """
         last = max(steps - 1, 0)
         return min(int(self.start * steps), last), min(int(self.end * steps), last)
 
     def chosen(self, score: Array, share: Array) -> Array:
-        """Return which weights stay.
+        """Compute the pruning mask of a kernel, which is True for the weights that are kept.
+
+        Weights are ranked within groups. A group is `of` neighbouring inputs of one output for an N:M pattern, the
+        weights of one output for Wanda, and otherwise a whole kernel (one layer of it, if layers are stacked).
 
         Args:
             score: importance of each weight, `[..., inputs, outputs]`.
-            share: share of the weights that are pruned; a pattern has its own.
+            share: share of the weights to prune; not used for an N:M pattern.
 
         Returns:
-            Booleans of the shape of the scores; of each group that is ranked, at least one is True.
+            A boolean mask of the shape of the scores. At least one weight of each group is kept.
         """
         if self.of:
             grouped = score.reshape(*score.shape[:-2], -1, self.of, score.shape[-1])
@@ -163,22 +173,22 @@ class Settings(NamedTuple):
 
 
 def _ranks(score: Array, axis: int) -> Array:
-    """Return the rank of each score along an axis, 0 for the largest; of equal ones the first."""
+    """Return the rank of each score along an axis; the largest score has rank 0, and ties are ranked by position."""
     return jnp.argsort(jnp.argsort(-score, axis=axis, stable=True), axis=axis)
 
 
 def pruner(settings: Settings) -> Pruner:
-    """Return the way of pruning that settings describe, also settings of your own with other choices."""
+    """Build the pruning method for some settings, which may be a subclass of `Settings` with other pruning masks."""
     wrap = partial(_measured, settings) if settings.by_inputs else lambda model: model
     return Pruner(wrap, partial(_pruned, settings))
 
 
 class MaskState(NamedTuple):
-    """The state of the transformation.
+    """The state of the optimiser transformation that prunes.
 
-    updates: number of updates until now
-    kept: which weights stay, by name
-    inner: state of the optimiser
+    updates: number of updates so far
+    kept: pruning mask of each kernel, by parameter name; True for the weights that are kept
+    inner: state of the wrapped optimiser
     """
 
     updates: Array
@@ -231,7 +241,7 @@ def _pruned(
 
 
 def _measured(settings: Settings, model: Model) -> Model:
-    """Return a model that keeps a running mean of the squared inputs of its kernels, for Wanda."""
+    """Wrap a model so that its state also holds a running mean of the squared inputs of its pruned kernels (Wanda)."""
 
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         params, state = model.init(key, batch)
@@ -275,17 +285,17 @@ def _measured(settings: Settings, model: Model) -> Model:
 
 
 def _running(known: Array, batch: Array, shape: tuple[int, ...]) -> Array:
-    """Return a running mean; before the first batch, the batch's."""
+    """Update a running mean `known` with the mean of a batch; if `known` is all zeros, return the batch's mean."""
     batch = batch.reshape(shape)
     return jnp.where((known == 0).all(), batch, MOMENTUM * known + (1 - MOMENTUM) * batch)
 
 
 def finished(variables: Variables) -> Variables:
-    """Return the variables of a model without what a pruner has added to its state."""
+    """Return a model's variables without the running means of squared inputs that pruning has added to its state."""
     return variables._replace(state={name: x for name, x in variables.state.items() if not name.endswith(SQUARE)})
 
 
 def zeros(params: Mapping[str, Any]) -> float:
-    """Return the share of the weights of all matrices that are 0."""
+    """Compute the share of weights that are 0, over all parameters with two or more axes."""
     matrices = [x for x in params.values() if x.ndim > 1]
     return float(sum(int((x == 0).sum()) for x in matrices) / max(sum(x.size for x in matrices), 1))

@@ -1,8 +1,8 @@
-"""Find the weights of a model in its trace, and round the inputs of the products that they take part in.
+"""Find the weights of a model in its jaxpr, and round the inputs of the products that use these weights.
 
-Nothing in a model's code says which of its arrays are weights. Its trace does: an array that is multiplied with a value
-computed from the batch is one, and the product says which of its axes are summed. An array whose rows are looked up is
-an embedding. So every model is understood, also a user's own.
+Nothing in a model's code says which of its arrays are weights, but its jaxpr does. An array that is multiplied with a
+value computed from the batch is a weight, and the product says which of its axes are contracted. An array whose rows
+are looked up is an embedding. This works for every model, also for a user's own.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ Axes = tuple[int, ...]  # axes of an array, counted from its end: -1 is the last
 
 
 class Role(NamedTuple):
-    """The role of a weight in its model.
+    """The role of a weight in its model: how products (matrix products and convolutions) use it.
 
-    axes: the axes that its products sum, counted from the end; (-1,) for an embedding whose rows are looked up
-    rank: number of its last axes that take part in one product; those before them are the layers of a scan
-    is_factor: False: it is only looked up
+    axes: the contracted axes, counted from the end; (-1,) for an embedding whose rows are looked up
+    rank: number of its last axes that take part in one product; the axes before them stack the layers of a scan
+    is_factor: True if the weight is a factor of a product; False if its rows are only looked up
     """
 
     axes: Axes
@@ -37,12 +37,12 @@ class Role(NamedTuple):
 
 @struct
 class Weight(MarkedArray):
-    """A trained array of a model on its way through the trace.
+    """A parameter of a model that keeps its name while the model's jaxpr is interpreted.
 
     Args:
-        values: the floats
-        range: least and greatest input of its product, `[..., 2]`; None: not known
-        name: its name among the parameters
+        values: the array, possibly cast, transposed, or one layer of a stack
+        range: least and greatest value of the inputs that the weight is multiplied with, `[..., 2]`; None if not known
+        name: name of the parameter
         axes: for each axis of `values`, the axis of the parameter, counted from its end
     """
 
@@ -52,11 +52,11 @@ class Weight(MarkedArray):
     axes: Any = dataclasses.field(metadata={"static": True})
 
     def plain(self) -> Array:
-        """Return the floats."""
+        """Return the array of floats, without the marks."""
         return self.values
 
     def original(self, axes: Sequence[int]) -> Axes:
-        """Return which axes of the parameter some axes of `values` are."""
+        """Convert axis numbers of `values` to those of the parameter, counted from its end."""
         here = self.axes[-self.values.ndim :]  # a scan has removed the axis of the layers
         return tuple(here[axis] for axis in axes)
 
@@ -77,20 +77,21 @@ def forward(
     round_inputs: RoundInputs,
     combine: Combine = NOTHING,
 ) -> tuple[tuple[Outputs[Any], State], dict[str, Array], dict[str, Role]]:
-    """Run a model, with the inputs of every product of a weight rounded.
+    """Run a model, and round the inputs of every product (matrix product or convolution) with a weight.
 
     Args:
         model: the model.
         params, state, batch, train, key: as in `Model.apply`.
-        ranges: least and greatest input of products, `[..., 2]`, by name of the weight; may be empty.
-        round_inputs: rounds the inputs of a product.
-        combine: combines what `round_inputs` collects of a weight in several products.
+        ranges: least and greatest input of each weight's products, `[..., 2]`, by name of the weight; may be empty.
+        round_inputs: function that returns the rounded inputs of a product. It may also collect an array for a weight.
+        combine: how to combine the arrays that are collected for a weight with several products.
 
     Returns:
-        The outputs and the new state; what `round_inputs` has collected, by weight; and the role of each weight.
+        A tuple of three: the pair (outputs, new state) of the model; a dict of the collected arrays by name of the
+        weight; and a dict of the role of each weight (how products use it) by name of the weight.
 
     Raises:
-        ConfigError: two products of one weight sum different axes.
+        ConfigError: two products of one weight contract different axes.
     """
     apply = lambda params, state, batch, key: model.apply(params, state, batch, train=train, key=key)
     traced, shapes = jax.make_jaxpr(apply, return_shape=True)(params, state, batch, key)
@@ -105,7 +106,9 @@ def forward(
 
 
 def weight_roles(model: Model, params: Params, state: State, batch: RowsLike) -> dict[str, Role]:
-    """Return the role of each weight of a model, by name of the parameter. Nothing is computed.
+    """Return the role of each weight of a model (how products use it), as a dict by name of the parameter.
+
+    The model is only traced; nothing is computed.
 
     Args:
         model: the model.
@@ -131,10 +134,10 @@ def _marked(name: str, x: Array, span: Array | None) -> Any:
 
 
 def _record(roles: dict[str, Role], weight: Weight, axes: Sequence[int]) -> None:
-    """Record that a product sums some axes of a weight.
+    """Record in `roles` that a product contracts some axes of a weight.
 
     Raises:
-        ConfigError: another product of the weight sums other axes.
+        ConfigError: another product of the weight contracts other axes.
     """
     role, known = Role(tuple(sorted(weight.original(axes))), weight.values.ndim, True), roles.get(weight.name)
     if known and known.is_factor and known != role:
@@ -144,7 +147,7 @@ def _record(roles: dict[str, Role], weight: Weight, axes: Sequence[int]) -> None
 
 
 def _rules(roles: dict[str, Role], round_inputs: RoundInputs) -> dict[str, Rule]:
-    """Return the rules that keep weights marked up to their products, and record their roles."""
+    """Build the rules, by jaxpr primitive, that follow each weight to its products and record its role in `roles`."""
 
     def cast(equation: Any, operands: list[Any], collected: Collected) -> list[Any]:
         values = operands[0].values.astype(equation.params["new_dtype"])
@@ -194,14 +197,16 @@ def _round_features(
     round_inputs: RoundInputs,
     collected: Collected,
 ) -> None:
-    """Round the features of a head that is not multiplied out (`Factored`), and record its kernel.
+    """Round the features of `Factored` logits, in place, and record the role of the head's kernel.
+
+    `Factored` logits are features and a kernel that are not yet multiplied. Other outputs are not changed.
 
     Args:
-        results: the outputs of the trace; the features among them are replaced.
-        shapes: the tree of the outputs.
-        roles: gets the role of the kernel.
-        round_inputs: rounds the inputs of a product.
-        collected: what `round_inputs` returns beside them.
+        results: the outputs of the jaxpr as a flat list; the features in it are replaced.
+        shapes: the outputs of the model as a tree of shapes.
+        roles: dict to which the role of the kernel is added.
+        round_inputs: function that returns the rounded inputs of a product.
+        collected: receives the arrays that `round_inputs` collects.
     """
     places = {jax.tree_util.keystr(path): n for n, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(shapes))}
     kernel, features = places.get("[0].logits.kernel"), places.get("[0].logits.features")

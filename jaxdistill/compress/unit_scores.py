@@ -1,7 +1,7 @@
-"""Score the units of a trained model on some records: how much each layer, head, neuron, channel or width unit does.
+"""Compute importance scores of a trained model's layers, heads, neurons, channels and width units on some records.
 
-The formulas are in `cut.py`. The activations are the inputs of the model's products, found in its trace, so that no
-model needs a hook for them.
+The formulas are in `cut.py`. The activations are the inputs of the model's matrix products, found in its jaxpr, so that
+no model needs a hook for them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,17 +28,20 @@ def unit_scores(
     table: Cuttable,
     arguments: Arguments,
 ) -> dict[str, np.ndarray]:
-    """Return a score for each unit of each axis, by name ("width", "ffn/0", ...), and for each layer, under "layers".
+    """Compute importance scores for structured pruning: one for each layer, head, neuron, channel and width unit.
 
     Args:
-        model: the model.
+        model: the model to prune.
         variables: its trained parameters and state.
         batches: batches of records; rows and tokens whose `mask` or `attention_mask` is 0 are left out.
-        table: the axes of the model's family.
+        table: description of the model's family, which names the axes of its arrays.
         arguments: arguments of the model.
 
+    Returns:
+        A dict of score arrays: those of units by name of the axis ("width", "ffn/0", ...), those of layers as "layers".
+
     Raises:
-        ValueError: no row counts, or an activation is not finite.
+        ValueError: all rows are masked, or an activation is not finite.
     """
     run = jax.jit(lambda values, batch: batch_sums(model, values, batch, table, arguments))
     on_device, sums = jax.device_put(variables), dict[str, np.ndarray]()
@@ -56,9 +59,9 @@ def unit_scores(
 def batch_sums(
     model: Model, variables: Variables, batch: RowsLike, table: Cuttable, arguments: Arguments
 ) -> dict[str, Array]:
-    """Return the scores of a batch, summed over its tokens, or over its rows; and their number, under "count".
+    """Compute the importance scores of a batch, summed over its unmasked tokens (or rows), as a dict by axis name.
 
-    Activations of an image are averages over its positions.
+    Its entry "count" is the number of these tokens (or rows). Activations of an image are averaged over its positions.
     """
     sizes, rows = table.sizes(arguments), jax.tree.map(jnp.asarray, dict(batch))
     counted = counted_tokens(rows)
@@ -88,7 +91,7 @@ def batch_sums(
 
 
 def counted_tokens(batch: Mapping[str, Array]) -> Array:
-    """Return 1 for each row `[batch]`, or token `[batch, length]`, that counts, else 0."""
+    """Return a float mask over rows `[batch]` or tokens `[batch, length]`: 0 where masked or padding, otherwise 1."""
     mask = (batch["mask"] != 0).astype(jnp.float32)
     real = batch.get("attention_mask")
     if mask.ndim > 1 or real is None:
@@ -97,7 +100,15 @@ def counted_tokens(batch: Mapping[str, Array]) -> Array:
 
 
 def sum_over_counted(x: Array, counted: Array) -> Array:
-    """Sum values `[batch, ..., units]` over what counts; positions without a mask of their own are averaged."""
+    """Sum values `[batch, ..., units]` over the unmasked rows or tokens, and average over positions without a mask.
+
+    Args:
+        x: the values.
+        counted: mask `[batch]` or `[batch, length]` from `counted_tokens`.
+
+    Returns:
+        The sums, `[units]`.
+    """
     if x.ndim <= counted.ndim:  # a pooled text: its row counts for as many tokens as it has
         x = jnp.broadcast_to(x[:, None], (*counted.shape, *x.shape[1:]))
     extra = tuple(range(counted.ndim, x.ndim - 1))
@@ -105,7 +116,7 @@ def sum_over_counted(x: Array, counted: Array) -> Array:
 
 
 def _recorder(table: Cuttable, arguments: Arguments, sizes: Sizes, counted: Array) -> RoundInputs:
-    """Return a function that collects, for each weight, the size of each unit of its inputs, and changes nothing."""
+    """Build a function for `forward` that collects the input magnitude of each unit, and returns inputs unchanged."""
 
     def record(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
         axes = array_axes(table, arguments, weight.name)
@@ -122,12 +133,12 @@ def _recorder(table: Cuttable, arguments: Arguments, sizes: Sizes, counted: Arra
 
 
 def _input_axis(names: tuple[str, ...]) -> str:
-    """Return the name of the axis that a product of a kernel `[..., inputs, outputs]` sums; empty: it has none."""
+    """Return the name of the contracted axis of a kernel `[..., inputs, outputs]`, or "" if the axis has none."""
     return names[-2] if len(names) > 1 else ""
 
 
 def _by_axis(table: Cuttable, arguments: Arguments, weight: str, x: Array) -> list[tuple[str, Array]]:
-    """Return the sums of a weight's inputs by name of the axis; those of a stacked weight by layer."""
+    """Return the input magnitudes of a weight as a list of (axis name, array), with an entry for each stacked layer."""
     axes = array_axes(table, arguments, weight)
     assert axes is not None
     if not (axis := _input_axis(axes.names)):

@@ -36,21 +36,30 @@ def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def required_tokens(tokenizer: dict[str, Any]) -> set[int]:
-    """Return the ids of the tokens that every vocabulary keeps: special, added and unknown ones."""
+    """Return the ids of the tokens that a reduced vocabulary must keep: added or special tokens and the unknown one.
+
+    Args:
+        tokenizer: the content of a tokenizer.json.
+    """
     unknown = unknown_token(tokenizer)
     added = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
     return added if unknown is None else added | {unknown}
 
 
 def with_required_first(tokenizer: dict[str, Any], counts: np.ndarray) -> np.ndarray:
-    """Return the occurrences of tokens, `[size]`, with those that must be kept above all others."""
+    """Raise the counts of the tokens that must be kept above all other counts, and return the new counts, `[size]`.
+
+    Args:
+        tokenizer: the content of a tokenizer.json.
+        counts: how often each token occurs in the corpus, from `count_tokens`.
+    """
     raised = counts.copy()
     raised[sorted(required_tokens(tokenizer))] += counts.sum() + 1
     return raised
 
 
 def unknown_token(tokenizer: dict[str, Any]) -> int | None:
-    """Return the number of the unknown token of a tokenizer.json; None: it has none."""
+    """Return the number of the unknown token in the content of a tokenizer.json, or None if it has no such token."""
     model = tokenizer.get("model", {})
     if isinstance(model.get("vocab"), list):  # Unigram
         return model.get("unk_id")
@@ -67,7 +76,7 @@ def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) 
     Args:
         tokenizer: the content of a tokenizer.json.
         counts: how often each token occurs in the corpus, from `count_tokens`.
-        most: maximum size of the reduced vocabulary; 0: keep all tokens that occur.
+        most: maximum size of the reduced vocabulary; 0 keeps all tokens that occur.
 
     Raises:
         ValueError: the tokenizer's type is not WordPiece, BPE or WordLevel, or the tokens that are always kept are more

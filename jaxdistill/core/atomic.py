@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def new_file(file: Path) -> Iterator[Path]:
-    """Return a context manager with a path beside `file`, whose file replaces it if the block ends without an error.
+    """Write a file atomically, in a `with` block that gets a temporary path to write to.
+
+    If the block ends without an error, the temporary file is renamed to `file` and replaces it. Otherwise the temporary
+    file is removed, and `file` stays as it was.
 
     Args:
         file: the file; its folder is created if it is missing.
@@ -26,12 +29,13 @@ def new_file(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Return a context manager with an empty folder, which gets the name `folder` if the block ends without an error.
+    """Create a folder atomically, in a `with` block that gets an empty temporary folder to fill.
 
-    If another process was faster, its folder stays.
+    If the block ends without an error, the temporary folder is renamed to `folder`; otherwise it is removed. If another
+    process has created `folder` in the meantime, that one is kept.
 
     Args:
-        folder: the folder; the one that holds it is created if it is missing.
+        folder: the folder to create; its parent folder is created if it is missing.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
@@ -47,13 +51,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Return a context manager with an empty folder, which replaces `folder` if the block ends without an error.
+    """Replace a folder atomically, in a `with` block that gets an empty temporary folder to fill.
 
-    The earlier folder is kept until then, so that a kill loses neither. Only one process may write the folder: what a
-    killed one has left is removed.
+    If the block ends without an error, the temporary folder replaces `folder`. The old folder is kept until then, so
+    that it is not lost if the process is killed. Only one process at a time may write the folder, because what a killed
+    process left behind is cleaned up first.
 
     Args:
-        folder: the folder; the one that holds it is created if it is missing.
+        folder: the folder to replace, which need not exist; its parent folder is created if it is missing.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
@@ -75,7 +80,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a damaged folder, or a link in its place; another process may have done so, or the disk be read-only."""
+    """Remove a damaged folder, or a symbolic link in its place; do nothing if it is gone or the disk is read-only."""
     aside = folder.with_name(f"{folder.name}.damaged-{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         folder.rename(aside)

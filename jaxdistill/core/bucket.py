@@ -26,11 +26,11 @@ WAIT = 90.0  # seconds until all machines that share a disk see a new file; NFS 
 
 
 def point(folder: Path, bucket: str) -> None:
-    """Write bucket.json, which names the place of the checkpoints, unless it exists or `bucket` is empty.
+    """Write `bucket.json` with the address of a training's checkpoints, unless it exists or `bucket` is empty.
 
     Args:
         folder: the folder of the checkpoints, `WORKDIR/STAGE/checkpoints`.
-        bucket: address that the runs share; each training gets a new place below it.
+        bucket: address in a bucket that all runs share; each training gets a new folder with a random name below it.
     """
     if not bucket or (folder / POINTER).exists():
         return
@@ -42,10 +42,10 @@ def point(folder: Path, bucket: str) -> None:
 
 
 def wait_for(folder: Path) -> None:
-    """Wait until this process, too, sees the file that `point` has written in process 0.
+    """Wait until this process sees the file `bucket.json` that process 0 has written on a shared disk.
 
     Raises:
-        ConfigError: the file does not appear, so that the processes do not share the disk.
+        ConfigError: the file does not appear within 90 seconds, so the processes do not share the disk.
     """
     end = time.monotonic() + WAIT
     while not (folder / POINTER).exists():
@@ -56,7 +56,7 @@ def wait_for(folder: Path) -> None:
 
 
 def checkpoints_path(folder: Path) -> Path | seal.BucketPath:
-    """Return where the checkpoints of a folder lie: in the bucket that its `bucket.json` names, or in the folder.
+    """Return the path of a training's checkpoints: the bucket address in `bucket.json`, or the folder if it has none.
 
     Raises:
         DamageError: `bucket.json` is damaged.
@@ -68,10 +68,10 @@ def checkpoints_path(folder: Path) -> Path | seal.BucketPath:
 
 
 def path(address: str) -> seal.BucketPath:
-    """Return the path of an address in a bucket.
+    """Return the path object (`etils.epath.Path`) for a bucket address, such as "gs://bucket/runs".
 
     Raises:
-        ConfigError: the package that reaches buckets is missing.
+        ConfigError: the package gcsfs is not installed.
     """
     if importlib.util.find_spec("gcsfs") is None:
         cure = "pip install 'jaxdistill[buckets]'"
@@ -86,14 +86,14 @@ def path(address: str) -> seal.BucketPath:
 
 
 def require_writable(address: str, option: str) -> None:
-    """Check that a bucket can be written and read, by one small object.
+    """Check that a bucket can be written and read: write a small object, read it, and delete it.
 
     Args:
-        address: address in the bucket.
-        option: config key that names it, for the error message.
+        address: address in the bucket, `gs://BUCKET/FOLDER`.
+        option: config key with the address, for the error message.
 
     Raises:
-        ConfigError: it is no such address, or the bucket cannot be written and read.
+        ConfigError: the address has another form, or the bucket cannot be written and read.
     """
     if not ADDRESS.fullmatch(address):
         raise ConfigError(option, f"{address!r} is not a bucket address; write 'gs://BUCKET/FOLDER'.")
@@ -116,7 +116,7 @@ def require_writable(address: str, option: str) -> None:
 
 
 def _require_server(address: str, option: str) -> None:
-    """Raise a ConfigError if nothing answers where buckets are served, which gcsfs would try for a minute."""
+    """Raise a ConfigError if the storage server cannot be reached; gcsfs itself would retry for a minute."""
     text = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     server = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
     host, port = server.hostname or "", server.port or (443 if server.scheme == "https" else 80)
@@ -127,5 +127,5 @@ def _require_server(address: str, option: str) -> None:
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Return True for an error of the libraries that reach a bucket: the network, or the rights to use it."""
+    """Return True if an error comes from a library that accesses buckets: the network failed, or access was denied."""
     return type(error).__module__.startswith(("aiohttp", "gcsfs", "google.auth", "google.api_core", "requests"))

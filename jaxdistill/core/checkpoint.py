@@ -42,7 +42,7 @@ from jaxdistill.core.types import PyTree, Variables
 
 
 class _LatestAndBest:
-    """Orbax's rule about which checkpoints are kept: the last two, and the best by the metrics in the manifests.
+    """The preservation policy for Orbax: keep the last two checkpoints, and the best by the metrics in the manifests.
 
     Args:
         metrics: metrics of each step, by step number; the caller adds those of new steps.
@@ -52,7 +52,7 @@ class _LatestAndBest:
         self._metrics = metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return for each checkpoint, oldest first, whether it is kept."""
+        """Return a list of bools for the checkpoints, oldest first: True for each checkpoint to keep."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept, scores = set(steps[-2:]), {step: quality(self._metrics.get(step, {})) for step in steps}
         measured = [step for step in steps if scores[step] is not None]  # a step may be saved before its evaluation
@@ -62,12 +62,12 @@ class _LatestAndBest:
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read.
+    """The contents of a checkpoint that was read: step, train state, and positions of the data iterators.
 
     step: the step number
     tree: the train state
-    data: the positions of the data iterators, by stream
-    seconds: time that the training had taken until then, over all processes that worked on it
+    data: the positions of the data iterators, by stream (named source of batches)
+    seconds: the training time up to this checkpoint, with the time before any interruption
     """
 
     step: int
@@ -77,14 +77,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training: writes, checks and restores them, and keeps the last two and the best.
+    """The checkpoint manager of one training: it saves, checks and restores, and keeps the last two and the best.
 
     Args:
         folder: the folder of the checkpoints; created if missing.
         report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
         owner: name of the model that is trained, such as "student"; checkpoints of another model are refused.
-        address: address of the bucket in which new checkpoints are kept; empty: in the folder.
-        run: random name of the run; checkpoints of another run are refused; empty: any.
+        address: address of the bucket for new checkpoints; empty if they are kept in `folder`.
+        run: random name of the run; checkpoints of another run are refused, unless the name is empty.
     """
 
     def __init__(self, folder: Path, report=print, owner: str = "", address: str = "", run: str = ""):
@@ -115,7 +115,7 @@ class Checkpoints:
         )
 
     def _set_unfinished_aside(self) -> None:
-        """Move checkpoints without a valid manifest away, so that they are neither restored nor block a new save."""
+        """Move checkpoints without a valid manifest to the folder `damaged`, so that they are not restored."""
         finished = manifests(self.folder)
         steps = (int(path.name) for path in (self._place / "steps").glob("*") if path.name.isdecimal())
         for step in sorted(steps, reverse=True):
@@ -126,7 +126,7 @@ class Checkpoints:
         self._delete_stale_manifests()
 
     def _set_aside(self, step: int, problems: Sequence[str]) -> None:
-        """Move the checkpoint of a step, with its manifest, to the folder `damaged`, and report why."""
+        """Move the checkpoint of a step, with its manifest, to the folder `damaged`, and report its problems."""
         rest = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         self._report(f"checkpoint of step {step} is set aside: {'; '.join(problems[:4])}{rest}")
         damaged, manifest = self._place / "damaged", self._place / "manifests" / f"{step}.json"
@@ -138,7 +138,10 @@ class Checkpoints:
         (self._place / "steps" / str(step)).rename(aside)
 
     def _write_manifest(self, step: int, manifest: CheckpointManifest) -> None:
-        """Write a step's manifest after Orbax has committed it; in a thread, as Orbax's callback comes BEFORE that."""
+        """Wait until Orbax has committed the checkpoint of a step, then write the manifest.
+
+        This runs in a thread, because Orbax calls its callback before the commit.
+        """
         self._manager.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -166,7 +169,7 @@ class Checkpoints:
             tree: the train state, with arrays of any sharding.
             data: the positions of the data iterators, as JSON values.
             metrics: evaluation results at this step, by name; a checkpoint without metrics never counts as the best.
-            seconds: time that the training has taken so far, over all processes that worked on it.
+            seconds: the training time so far, with the time before any interruption.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -219,7 +222,7 @@ class Checkpoints:
     def _read(
         self, step: int, manifest: CheckpointManifest, flat: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any], Any]:
-        """Read a checkpoint; return what is wrong with it, its arrays by name, and the positions of the iterators."""
+        """Read a checkpoint: return its problems (list of texts), its arrays by name, and the iterators' positions."""
         args = self._ocp.args
         items = {"state": args.PyTreeRestore(item=flat, restore_args=restore_args(self._ocp, flat))}
         earlier = "data" not in manifest  # an earlier version kept the positions in the checkpoint
@@ -258,7 +261,13 @@ def _barrier(name: str) -> None:
 
 
 def check_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> tuple[int, CheckpointManifest]:
-    """Check that a checkpoint exists and has the arrays of a model; no array is read. Return its step and manifest.
+    """Check that a checkpoint exists and fits a model, without reading arrays; return its step number and manifest.
+
+    Args:
+        folder: the `checkpoints` folder of a training.
+        which: "last", "best" or a step number.
+        abstract: the model's variables as `jax.ShapeDtypeStruct`.
+        owner: name of the model, such as "student"; if it is empty, the name is not checked.
 
     Raises:
         CheckpointError: the checkpoint does not exist, is of another model than `owner`, or has other arrays than
@@ -273,18 +282,18 @@ def check_variables(folder: Path, which: str, abstract: Variables, owner: str = 
 
 
 def _as_student(variables: Variables) -> dict[str, Any]:
-    """Return a model's variables as the student in the tree of a train state."""
+    """Return a model's variables in the form of a train state, with the model as its student."""
     return {"params": {"student": variables.params}, "state": {"student": variables.state}}
 
 
 def load_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> Variables:
-    """Load the student's parameters and state from a checkpoint, to evaluate the student or to use it as a teacher.
+    """Load the student's parameters and state from a checkpoint, to evaluate the student or use it as a teacher.
 
     Args:
         folder: the `checkpoints` folder of an earlier training.
         which: "last", "best" or a step number.
         abstract: the model's variables as `jax.ShapeDtypeStruct`, with the shardings to load them with.
-        owner: name of the model, such as "student"; empty: any.
+        owner: name of the model, such as "student"; if it is empty, the name is not checked.
 
     Raises:
         CheckpointError: the checkpoint does not exist, is damaged, is of another model, or has other arrays than

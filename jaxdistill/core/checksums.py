@@ -13,11 +13,12 @@ import numpy as np
 
 
 def array_checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Return a checksum of the values of each array, which does not depend on how the array is sharded.
+    """Compute a checksum of the values of each array, which does not depend on how the array is sharded.
 
     The checksum of `x[i, j, ...]` is the sum of `x[i, j, ...] * u[i] * v[j] * ...` modulo 2^64, where x are the bits of
     the values, read as unsigned integers, and u, v, ... are fixed odd random numbers. So one changed value always
-    changes it, and shards are summed separately. It is no protection against someone who forges it.
+    changes the checksum, and each shard can be summed by itself. The checksum is not cryptographic: it does not protect
+    against forged arrays.
 
     In a run with several processes, all processes must call this together.
 
@@ -25,20 +26,23 @@ def array_checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
         arrays: arrays by name, of any sharding.
 
     Returns:
-        For each name, 16 hexadecimal digits.
+        A dict by name of the array, with the checksum as 16 hexadecimal digits.
     """
     return dict(zip(arrays, _checksums([(x, 0) for x in arrays.values()]), strict=True))
 
 
 def differing_arrays(arrays: Mapping[str, Any], checksums: Mapping[str, str]) -> list[str]:
-    """Return the names of arrays with a checksum other than the one given; each copy on a device is looked at.
+    """Return the names of the arrays whose values do not match their checksums.
 
-    Every process reads its own copies from disk, so that one alone may be wrong. In a run with several processes, all
-    processes must call this together, and get the same answer.
+    Every copy of a replicated array is checked, because each process reads its own copies from disk, and one copy alone
+    may be wrong. In a run with several processes, all processes must call this together, and get the same answer.
 
     Args:
         arrays: arrays by name, of any sharding.
-        checksums: for each name, what `array_checksums` has returned.
+        checksums: the expected checksums by name, from `array_checksums`.
+
+    Returns:
+        A list of names, empty if all arrays match.
     """
     copies = [(name, copy) for name, x in arrays.items() for copy in range(_copies(x))]
     now = _checksums([(arrays[name], copy) for name, copy in copies])
@@ -47,7 +51,7 @@ def differing_arrays(arrays: Mapping[str, Any], checksums: Mapping[str, str]) ->
 
 
 def _checksums(copies: Sequence[tuple[Any, int]]) -> list[str]:
-    """Return the checksum of each copy of an array, given as `(array, number of the copy)`, over all processes."""
+    """Compute the checksum of each `(array, number of its copy)`, a list of texts, from the shards of all processes."""
     sums = np.array([_local_sum(x, copy) for x, copy in copies], np.uint64)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -58,12 +62,12 @@ def _checksums(copies: Sequence[tuple[Any, int]]) -> list[str]:
 
 
 def _copies(x: Any) -> int:
-    """Return how many copies of each part of an array there are, on all devices of all processes."""
+    """Return the number of copies (replicas) of an array on all devices of all processes; 1 for a NumPy array."""
     return 1 + max(shard.replica_id for shard in x.global_shards) if isinstance(x, jax.Array) else 1
 
 
 def _local_sum(x: Any, copy: int) -> np.uint64:
-    """Return the sum over those shards of an array that this process holds, and that belong to one of its copies."""
+    """Return the weighted sum over the shards that this process holds of one copy (replica) of an array."""
     if not isinstance(x, jax.Array):
         return _weighted_sum(np.asarray(x), tuple(slice(0, size) for size in np.shape(x)))
     shards = [shard for shard in x.addressable_shards if shard.replica_id == copy]

@@ -27,7 +27,7 @@ def in_pmap() -> bool:
 
 
 def _per_device_axes() -> str | tuple[str, ...]:
-    """Return the mapped axes along which devices hold different rows; empty if arrays hold the rows of all devices."""
+    """Return the names of the mapped axes over which the rows of a batch are split; empty under plain `jit`."""
     if in_pmap():
         return PMAP_AXIS
     return ROW_AXES if _is_manual(jax.sharding.get_abstract_mesh()) else ()
@@ -63,9 +63,9 @@ def _is_manual(mesh: jax.sharding.AbstractMesh) -> bool:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """Derive a PRNG key for each example of the batch, `fold_in(key, number of the example in the global batch)`.
+    """Derive a PRNG key for each example of the batch, `fold_in(key, index of the example in the global batch)`.
 
-    So random draws do not depend on the number of devices.
+    Random draws with these keys do not depend on the number of devices.
 
     Args:
         key: the key to derive from.
@@ -79,10 +79,11 @@ def row_keys(key: Array, rows: int) -> Array:
 
 
 def row_numbers(rows: int) -> Array:
-    """Return the numbers in the global batch of the examples that the arrays of the caller hold, `[rows]`.
+    """Return the index in the global batch of each example that the caller's arrays hold, `[rows]`.
 
     Args:
-        rows: number of these examples: those of one device under `pmap` or `shard_map`, otherwise those of all devices.
+        rows: number of examples in these arrays: those of one device under `pmap` or `shard_map`, otherwise those of
+            all devices.
     """
     axes = _per_device_axes()
     first = lax.axis_index(axes) * rows if axes else 0

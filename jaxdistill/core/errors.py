@@ -42,7 +42,7 @@ class BadStartError(ConfigError, NonFiniteError):
 
 
 class Stopped(Exception):
-    """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
+    """The exception that ends a run at SIGTERM or Ctrl-C, after its state is saved; the same command resumes it."""
 
 
 def short_repr(value: Any) -> str:
@@ -63,7 +63,9 @@ TRACING |= {"TracerIntegerConversionError"}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return 'Did you mean NAME? Known: NAMES.', the end of the message about an unknown name.
+    """Return the end of an error message about an unknown name: 'Did you mean NAME? Known: NAMES.'.
+
+    If the name differs from a valid one only in Cyrillic letters that look like Latin ones, the text says so instead.
 
     Args:
         name: the unknown name; the most similar valid name is suggested, if one is similar enough.
@@ -78,7 +80,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an error; empty if the error, of a user's own class, cannot say it."""
+    """Return the message of an error, or an empty text if `str(error)` fails, as it may for a class of the user."""
     try:
         return str(error)
     except Exception:
@@ -109,15 +111,20 @@ def _is_of_tracing(error: BaseException) -> bool:
 
 
 def typed_message_of(error: BaseException) -> str:
-    """Return `message_of` an error, after the name of its type unless that says nothing, as in `ValueError`."""
+    """Return the message of an error as one line, "TYPE: MESSAGE", or "MESSAGE" alone for a ValueError or TypeError.
+
+    The type is also left out for an error without a message, and for an error of JAX about tracing.
+    """
     plain = isinstance(error, ValueError | TypeError) or not text_of(error).strip() or _is_of_tracing(error)
     return message_of(error) if plain else f"{type(error).__name__}: {message_of(error)}"
 
 
 def user_location(error: BaseException) -> str:
-    """Return " (FILE, line N)" of the innermost traceback frame in the user's own code; '' if there is none.
+    """Return the place in the user's own code where an error was raised, as text " (FILE, line N)".
 
-    The error of a callback in a compiled program has the traceback of the callback in its text.
+    This is the innermost frame of the traceback that is not in jaxdistill, in an installed package or in Python itself.
+    If there is no such frame, the result is ''. Frames in the message count, too: if a callback fails in a compiled
+    program, JAX puts the callback's traceback there.
     """
     package, installed = Path(__file__).parents[1], sysconfig.get_paths()["purelib"]
     library_prefixes = (*(f"{folder}/" for folder in (package, installed, sys.prefix, sys.base_prefix)), "<")
@@ -139,9 +146,10 @@ FORM_ERRORS += (EOFError, RecursionError, struct.error)
 
 @contextlib.contextmanager
 def as_weights_error(path: object) -> Iterator[None]:
-    """Return a context manager that turns an error in the interpretation of a model's file into a `WeightsError`.
+    """Convert errors from parsing a model's file to `WeightsError`, inside a `with` block.
 
-    Errors that already have a message for the user, and a lack of memory, pass unchanged.
+    Errors that already have a message for the user pass unchanged, and so does any error that a damaged file does not
+    cause, such as a lack of memory.
 
     Args:
         path: the file, for the message.

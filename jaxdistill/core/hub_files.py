@@ -17,7 +17,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a JSON object.
-        DamageError: its folder was written by jaxdistill, and the file has changed since.
+        DamageError: jaxdistill wrote the folder with checksums (`seal.json`), and the file has changed since.
     """
     seal.check_in_folder(file)
     try:

@@ -64,10 +64,11 @@ class Model(NamedTuple):
 
     init: `(key, batch) -> (params, state)`; see `ModelInit`
     apply: `(params, state, batch, *, train, key) -> (outputs, new state)`; see `ModelApply`
-    load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array;
-        None: the model is not pretrained
+    load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array.
+        None if the model is not pretrained
     locked: prefixes of the names of params that training never changes, such as `images/`
-    second_text: of a model that embeds two texts: prefix of the fields of the second, such as `teacher/`; empty: others
+    second_text: for a model that embeds two texts, the prefix of the batch fields of the second text, such as
+        `teacher/`; empty for any other model
     """
 
     init: ModelInit
@@ -150,7 +151,8 @@ class Term(NamedTuple):
         then also return gradients in the input or in the hidden states (`models/derivatives.py`);
         "alignment" if the term compares the student with teachers of other tokenizers; "samples" if it is right only
         for texts that the student generated, which it reads from the stream of that name
-    temperature: `(step number) -> temperature` of the softmax at which several teachers are combined into one; None: 1
+    temperature: `(step number) -> temperature` of the softmax at which several teachers are combined into one; None
+        means the temperature 1
     follow: `(state, mean, step number) -> new state`, called once a step with the term's `Mean` (a sum and a count) of
         the whole batch. So a local term, too, can keep a state, such as a running mean
     linear: True if the gradient with respect to the student is linear in the teacher's probabilities (at the term's
@@ -301,7 +303,7 @@ class Step(NamedTuple):
     streams: names of the streams that a batch must have
     trains_fusion: True if the algorithm trains the params of the fusion (such as a gate, a network that weights the
         teachers) with another loss than the objective; see `Fusion.trained_by_step`
-    evolve_teachers: `(params, state, teachers) -> current teachers`; None: training changes no teacher
+    evolve_teachers: `(params, state, teachers) -> current teachers`; None if training changes no teacher
     trained_teachers: indices of the teachers that the algorithm changes; these may start from random values
     generated_streams: names of streams that the algorithm generates from the stream `train`, with the same fields and
         shapes, such as texts that the student generates; loss terms may read them

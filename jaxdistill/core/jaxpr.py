@@ -24,7 +24,7 @@ Rule = Callable[[Any, list[Any]], Sequence[Any]]  # (equation, operands) -> resu
 
 
 def evaluate(program: Any, constants: Sequence[Any], operands: Sequence[Any], rule: Rule) -> list[Any]:
-    """Interpret a jaxpr: compute its equations in order by a given rule, and return the outputs.
+    """Interpret a jaxpr: compute its equations in order with the function `rule`, and return the outputs.
 
     Args:
         program: an open jaxpr (`ClosedJaxpr.jaxpr`).
@@ -64,13 +64,13 @@ def run_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def inner_programs(equation: Any) -> list[Any]:
-    """Return the jaxprs in the parameters of an equation: bodies of loops, branches, called functions."""
+    """Return the jaxprs in the parameters of an equation, as a list: bodies of loops, branches, called functions."""
     leaves = (getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(equation.params))
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
 def called_program(equation: Any) -> tuple[Any, Sequence[Any]] | None:
-    """Return `(jaxpr, constants)` of the program that a call equation such as `jit` runs; None for other equations."""
+    """Return the `(jaxpr, constants)` that a call equation such as `jit` runs, or None for any other equation."""
     if equation.primitive.name not in CALLS:
         return None
     programs = [leaf for leaf in jax.tree.leaves(equation.params) if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")]
@@ -112,14 +112,17 @@ def count_primitive(program: Any, name: str) -> int:
 def eliminate_dead_code(program: Any) -> tuple[Any, list[bool]]:
     """Remove the equations and inputs of a jaxpr that none of its outputs needs.
 
+    Args:
+        program: an open jaxpr (`ClosedJaxpr.jaxpr`).
+
     Returns:
-        The new jaxpr, and for each input of the old jaxpr whether it is still an input.
+        The new jaxpr, and a list of bools: for each input of the old jaxpr, whether it is still an input.
     """
     return partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=False)
 
 
 def used_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Return, for each array of the arguments, whether a result of the function depends on the array.
+    """Find the input arrays that the results of a function depend on, as a tree of bools.
 
     Args:
         function: a pure function.
@@ -133,7 +136,7 @@ def used_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
 
 
 def mentioned_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Return, for each array of the arguments, whether the function computes with it, even if no result needs it.
+    """Find the input arrays that a function computes with, even if no result depends on them, as a tree of bools.
 
     Args:
         function: a pure function.

@@ -26,13 +26,16 @@ CheckpointManifest = dict[str, Any]
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """Flatten a pytree to a dict by key path, `{"params/student/head/kernel": array}`; PRNG keys become uint32 data."""
+    """Flatten a pytree to a dict by path, `{"params/student/head/kernel": array}`; PRNG keys become uint32 arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): _untyped(leaf) for path, leaf in leaves}
 
 
 def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    """Invert `flatten`: build a tree like `like` from the arrays in `flat`; uint32 data become PRNG keys again."""
+    """Invert `flatten`: build a pytree with the structure of `like` from the arrays in `flat`.
+
+    Where `like` has a PRNG key, the uint32 array becomes a PRNG key again.
+    """
 
     def restored(path, leaf):
         value = flat[path_name(path)]
@@ -46,7 +49,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _untyped(leaf: Any) -> Any:
-    """Return the data of a typed PRNG key, and any other array as it is."""
+    """Convert a typed PRNG key to its uint32 array; return any other array unchanged."""
     if not _is_key(leaf):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -56,15 +59,16 @@ def _untyped(leaf: Any) -> Any:
 
 
 def array_entries(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return `{name: [shape, dtype]}` of some arrays, as a manifest begins each entry."""
+    """Return the shape and dtype of each array, as a dict `{name: [shape, dtype]}` for a checkpoint's manifest."""
     return {name: [list(x.shape), str(x.dtype)] for name, x in flat.items()}
 
 
 def manifests(folder: Path) -> dict[int, CheckpointManifest]:
-    """Read `{step: manifest}` of all finished checkpoints, oldest first: shapes and checksums of arrays, and metrics.
+    """Read the manifests of all finished checkpoints in a folder, and return `{step number: manifest}`, oldest first.
 
-    A manifest has the keys step, arrays (`{name: [shape, dtype, checksum]}`), metrics and data. Manifests of earlier
-    versions have the key files (`{name: [size, SHA-256]}`) instead of step, checksums and data.
+    A manifest is a dict with the keys step, arrays (`{name: [shape, dtype, checksum]}`), metrics and data (positions of
+    the data iterators). Manifests of earlier versions have the key files (`{name: [size, SHA-256]}`) instead of step,
+    checksums and data. A damaged manifest is left out, with a note on stderr.
     """
     by_step, place = {}, bucket.checkpoints_path(folder)
     for file in (place / "manifests").glob("*.json"):
@@ -81,7 +85,7 @@ def manifests(folder: Path) -> dict[int, CheckpointManifest]:
 
 
 def _is_well_formed(manifest: CheckpointManifest) -> bool:
-    """Return True if the values inside a manifest have their types; one of an earlier version has no seal."""
+    """Return True if all values in a manifest have the expected types."""
     least = 2 if "files" in manifest else 3  # of an earlier version: without checksums
     entries = all(len(entry) >= least and isinstance(entry[0], list) for entry in manifest["arrays"].values())
     metrics = all(value is None or isinstance(value, int | float) for value in manifest["metrics"].values())
@@ -92,16 +96,18 @@ def _is_well_formed(manifest: CheckpointManifest) -> bool:
 
 
 def check_owner(folder: Path, manifest: CheckpointManifest, owner: str, run: str = "") -> None:
-    """Check that a checkpoint is of the model that it is read for; models of one run may have the same shapes.
+    """Check that a checkpoint belongs to a given model and run.
+
+    Shapes are not enough to tell, because several models of one run may have the same shapes.
 
     Args:
         folder: folder of the checkpoints, for the message.
-        manifest: manifest of the checkpoint; those of earlier versions name no model.
-        owner: name of the model, such as "student"; empty: any.
-        run: random name of the run; empty: any.
+        manifest: manifest of the checkpoint. Those of earlier versions name no model, and pass.
+        owner: name of the model, such as "student"; if it is empty, the model is not checked.
+        run: random name of the run; if it is empty, the run is not checked.
 
     Raises:
-        CheckpointError: it is of another model, or of another run.
+        CheckpointError: the checkpoint belongs to another model or run.
     """
     if run and manifest.get("run", run) != run:
         cure = "Restore the folder from a copy, or start in another workdir"
@@ -113,7 +119,10 @@ def check_owner(folder: Path, manifest: CheckpointManifest, owner: str, run: str
 
 
 def damaged_files(folder: Path, step: int, manifest: CheckpointManifest) -> list[str]:
-    """Return a line of text for each file of a checkpoint of an earlier version that differs from the manifest."""
+    """Check the files of a checkpoint by a manifest of an earlier version; return a line of text per damaged file.
+
+    Manifests of the current version have checksums of arrays, not of files, so the list is then empty.
+    """
     lines, place = [], bucket.checkpoints_path(folder)
     for name, (size, digest) in manifest.get("files", {}).items():
         file = place / "steps" / str(step) / name
@@ -125,7 +134,7 @@ def damaged_files(folder: Path, step: int, manifest: CheckpointManifest) -> list
 
 
 def damaged_arrays(manifest: CheckpointManifest, flat: Mapping[str, Any]) -> list[str]:
-    """Return a line of text for each restored array that differs from the array that was saved."""
+    """Return a list with a line of text for each restored array that does not match its checksum in the manifest."""
     if "files" in manifest:  # an earlier version
         return []
     saved = manifest["arrays"]
@@ -134,7 +143,11 @@ def damaged_arrays(manifest: CheckpointManifest, flat: Mapping[str, Any]) -> lis
 
 
 def mismatches(manifest: CheckpointManifest, abstract: PyTree) -> list[str]:
-    """Compare the arrays of a checkpoint with the tree `abstract`: return a line per other name, shape or dtype."""
+    """Compare the arrays of a checkpoint with those of the pytree `abstract`, without reading any.
+
+    Returns:
+        A list with a line of text for each array that is missing, surplus, or of another shape or dtype.
+    """
     saved, needed = {name: entry[:2] for name, entry in manifest["arrays"].items()}, array_entries(flatten(abstract))
     lines = [f"{name} {needed[name][0]} is missing" for name in needed if name not in saved]
     lines += [f"{name} {saved[name][0]} is surplus" for name in saved if name not in needed]
@@ -145,7 +158,7 @@ def mismatches(manifest: CheckpointManifest, abstract: PyTree) -> list[str]:
 
 
 def student_arrays(manifest: CheckpointManifest) -> dict[str, list[Any]]:
-    """Return the entries of the student's parameters and state in a manifest, by the names of the arrays."""
+    """Return a manifest's entries for the student's params and state, `{array name: [shape, dtype, ...]}`."""
     roles = ("params/student/", "state/student/")
     return {name: entry for name, entry in manifest["arrays"].items() if name.startswith(roles)}
 
@@ -155,20 +168,24 @@ QUALITIES = ("accuracy", "image_text_r5", "agreement", "similarity")
 
 
 def quality(metrics: Mapping[str, Any]) -> float | None:
-    """Return the metric that says how good a model is: accuracy, R@5, or without labels its match with the teacher.
+    """Return the metric that ranks checkpoints, or None if the model was not evaluated.
 
-    None: the model was not measured.
+    This is the first of these metrics that was measured: accuracy, R@5 of retrieval, or, for data without labels, the
+    agreement or similarity with the teacher.
     """
     return next((metrics[name] for name in QUALITIES if name in metrics), None)
 
 
 def choose_step(folder: Path, which: str) -> int:
-    """Return the step number of the finished checkpoint `which`, see `choose_checkpoint`."""
+    """Return the step number of a finished checkpoint: "last", "best" or a number (see `choose_checkpoint`)."""
     return choose_checkpoint(folder, which)[0]
 
 
 def _last_begun(folder: Path) -> int:
-    """Return the last step of which there are arrays, a manifest or results of the model, whatever their state."""
+    """Return the last step that has a checkpoint, manifest or result file, even an unfinished or damaged one.
+
+    Return 0 if there is none.
+    """
     place = bucket.checkpoints_path(folder)
     paths = (*(place / "steps").glob("*"), *(place / "manifests").glob("*.json"))
     steps = [int(path.stem) for path in paths if path.stem.isdecimal()]
@@ -178,7 +195,12 @@ def _last_begun(folder: Path) -> int:
 
 
 def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest]:
-    """Return step number and manifest of a finished checkpoint: "last", "best" (by quality, then newest) or a number.
+    """Return the step number and the manifest of a finished checkpoint.
+
+    Args:
+        folder: the `checkpoints` folder of a training.
+        which: "last"; "best", which is the one with the best metric (see `quality`), and among equals the newest; or a
+            step number as text.
 
     Raises:
         CheckpointError: there is no such checkpoint.

@@ -1,4 +1,4 @@
-"""Run a traced model while some of its arrays are marked: objects such as 8-bit kernels, which have rules of their own.
+"""Run a traced model with marked arrays: objects in place of some arrays, such as 8-bit kernels, with their own rules.
 
 The model's code knows nothing of marks. Its jaxpr is interpreted equation by equation. A rule of the caller computes an
 equation that has a marked operand, such as a matrix product with an 8-bit kernel. Calls, scans over stacked layers and
@@ -16,24 +16,25 @@ from jaxdistill.core.types import Array
 
 
 class MarkedArray:
-    """The base class of pytrees that stand for one array of a traced function.
+    """The base class of pytrees that replace one array of a traced function, such as a kernel in 8 bits.
 
-    The leaves of a stacked array have the layers as their first axis, so that a scan can split them. `name` is the name
-    under which rules collect arrays of it.
+    The rules of `run_marked` compute equations that have such an operand. If layers are stacked, all leaves of the
+    pytree have the layers as their first axis, so that a scan can split them. `name` identifies the array where a rule
+    collects values about it (see `Collected`).
     """
 
     name: Any = ""
 
     def plain(self) -> Array:
-        """Return the array of floats that it stands for."""
+        """Return the plain array of floats that this object replaces."""
         raise NotImplementedError
 
 
 class Combine(NamedTuple):
-    """How arrays of one name are combined, such as a sum.
+    """An operation that combines the arrays which rules collect under one name, such as a sum or a maximum.
 
-    pair: combines two arrays
-    first_axis: combines an array along its first axis
+    pair: `(array, array) -> array`; combines two arrays elementwise
+    first_axis: `(array) -> array`; combines an array along its first axis
     """
 
     pair: Callable[[Array, Array], Array]
@@ -41,13 +42,13 @@ class Combine(NamedTuple):
 
 
 class Collected:
-    """Arrays that rules return beside the outputs, by the name of a marked array.
+    """A collection of arrays that rules compute beside a model's outputs, such as input ranges, by name.
 
-    In a scan over stacked layers, those of a stacked array are stacked, too; those of an array that all iterations
-    share are combined.
+    The name is that of the marked array. In a scan over stacked layers, a rule collects one array in each iteration.
+    These arrays are stacked if the marked array is stacked as well, and combined if all iterations share it.
 
     Args:
-        combine: combines the arrays of a marked array that several equations use.
+        combine: how to combine the arrays that several equations collect under one name.
     """
 
     def __init__(self, combine: Combine):
@@ -55,11 +56,11 @@ class Collected:
         self.arrays: dict[str, Array] = {}
 
     def add(self, name: str, x: Array) -> None:
-        """Add an array."""
+        """Add an array to the collection; combine it with an earlier array of that name."""
         self.arrays[name] = self.combine.pair(self.arrays[name], x) if name in self.arrays else x
 
     def add_all(self, arrays: Mapping[str, Array], shared: Collection[str] = ()) -> None:
-        """Add the arrays of a part; those in `shared` are first combined along their first axis."""
+        """Add arrays by name; those with a name in `shared` are first combined along their first axis."""
         for name, x in arrays.items():
             self.add(name, self.combine.first_axis(x) if name in shared else x)
 
@@ -77,13 +78,17 @@ def plain(x: Any) -> Any:
 def run_marked(
     traced: ClosedJaxpr, inputs: Sequence[Any], rules: Mapping[str, Rule], collected: Collected
 ) -> list[Any]:
-    """Run a traced function with some of its inputs marked, and return its outputs.
+    """Run a traced function (a jaxpr) with some of its inputs replaced by `MarkedArray`s, and return its outputs.
+
+    An equation with a marked operand is computed by the rule for its primitive. If there is no rule, or the rule
+    returns None, the marked operands are converted to floats. Calls, scans and `jax.checkpoint` are run with the same
+    rules inside.
 
     Args:
         traced: the closed jaxpr of the function, traced with plain arrays.
         inputs: the inputs of the jaxpr: arrays, or a `MarkedArray` for some of them.
-        rules: how equations with a marked operand are computed, by name of the primitive.
-        collected: gets the arrays that rules return beside the outputs.
+        rules: functions that compute an equation with a marked operand, by name of the primitive.
+        collected: receives the arrays that rules compute beside the outputs.
 
     Returns:
         The outputs of the jaxpr: arrays, or a `MarkedArray` for a marked input that the function returns.
@@ -110,7 +115,7 @@ def _call(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collect
 
 
 def _checkpoint(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collected: Collected) -> list[Any]:
-    """Run a rematerialised part, which is rematerialised again."""
+    """Run an equation of `jax.checkpoint` with the same rules inside, and under `jax.checkpoint` again."""
 
     def run(operands: list[Any]) -> tuple[list[Any], dict[str, Array]]:
         inner = Collected(collected.combine)

@@ -1,4 +1,4 @@
-"""Compare the memory that something needs at least with the memory that is available, before it is allocated."""
+"""Check, before memory or disk space is allocated, that enough of it is available."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def host_memory() -> int:
-    """Return the bytes of memory that this process can still allocate on the host; a container's limit counts."""
+    """Return how many bytes of host memory this process can still allocate; a container's limit is respected."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -39,7 +39,7 @@ def host_memory() -> int:
 
 
 def _reclaimable(file: Path) -> int:
-    """Return the bytes of files that the kernel keeps in memory, and gives up when a container needs the memory."""
+    """Return the bytes of a container's cached files, which the kernel frees when memory is needed (`memory.stat`)."""
     with contextlib.suppress(OSError, ValueError):
         counts = dict(line.split() for line in file.read_text().splitlines())
         return int(counts.get("inactive_file", counts.get("total_inactive_file", 0)))
@@ -47,12 +47,12 @@ def _reclaimable(file: Path) -> int:
 
 
 def device_memory(devices: Iterable[Any]) -> int:
-    """Return the bytes of memory of each device, of those that this process addresses.
+    """Return the memory in bytes of one device: the least among the devices that this process addresses.
 
-    CPU devices share the memory of the host.
+    CPU devices share the available memory of the host equally.
 
     Args:
-        devices: devices of JAX, of any processes.
+        devices: JAX devices; those of other processes are ignored.
     """
     import jax
 
@@ -71,24 +71,24 @@ def free_disk(folder: Path) -> int:
 
 
 def size_of(tree: Any) -> int:
-    """Return the bytes of all arrays, or shapes of arrays, in a pytree."""
+    """Return the total size in bytes of the arrays (or `jax.ShapeDtypeStruct`) in a pytree."""
     import jax
 
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x.dtype, "itemsize"))
 
 
 def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str, kind: str = "memory") -> None:
-    """Check that memory, or a disk, suffices.
+    """Check that the available memory (or disk space) is enough for everything that will be allocated.
 
     Args:
-        parts: for each thing that needs memory: the config key that determines its size, and the bytes that it needs at
-            least.
+        parts: `{description: (config key, bytes)}`: what needs memory, the config key that determines its size, and the
+            least number of bytes that it needs.
         available: the bytes that are available.
-        cure: how to need less, a sentence.
-        kind: "memory", or "disk space".
+        cure: a sentence that says how to need less, without the full stop, for the error message.
+        kind: "memory" or "disk space".
 
     Raises:
-        ConfigError: more is needed than available; the message has both numbers, and what needs most.
+        ConfigError: more is needed than available. The message has both numbers, and the part that needs most.
     """
     total = sum(count for _, count in parts.values())
     if total > available:
@@ -99,6 +99,6 @@ def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str, kin
 
 
 def format_bytes(count: int) -> str:
-    """Format a number of bytes: 3435973836 -> 3.2 GiB."""
+    """Format a number of bytes as text with a unit, such as "3.2 GiB" for 3435973836."""
     power = min(max(0, (int(count).bit_length() - 1) // 10), len(UNITS) - 1)
     return f"{count / 1024**power:.3g} {UNITS[power]}"

@@ -8,11 +8,14 @@ from jaxdistill.core.errors import DamageError, one_line
 
 @functools.cache
 def note(text: str) -> None:
-    """Print a note on stderr, each text once in a process."""
+    """Print "note: TEXT" on stderr; the same text is printed only once in a process."""
     sys.stderr.write(f"note: {text}\n")
 
 
 def note_damage(error: BaseException) -> None:
-    """Print a note about a damaged file that the command does without, or writes again; a missing file needs none."""
+    """Print the message of a `DamageError` as a note on stderr; do nothing for other errors, such as a missing file.
+
+    This is for a damaged file that the command does not need, or writes again.
+    """
     if isinstance(error, DamageError):
         note(one_line(error))

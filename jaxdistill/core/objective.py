@@ -37,14 +37,14 @@ Reduction = Literal["token", "text"]
 
 
 class WeightedTerm(NamedTuple):
-    """A loss term, its weight in the training loss, and what its mean is taken over.
+    """A loss term with its weight in the training loss, and its reduction: how its values are averaged.
 
     term: the loss term
     weight: a number, or a schedule (a function of the step number)
-    reduction: for values of tokens: "token": the mean over all tokens of the batch, so that a long text counts more
-        than a short one; "text": the mean over the tokens of each text, then over the texts of the batch. Texts that
-        are packed into one row count each; the parts of a text in two rows count as two. Values of rows that are no
-        texts, and scalars, have one mean, whatever the reduction
+    reduction: how values of tokens are averaged. "token" is the mean over all tokens of the batch, so that a long text
+        counts more than a short one. "text" is the mean over the tokens of each text, then over the texts of the
+        batch. Each of several texts that are packed into one row counts as a text, and so does each part of a text that
+        is split over two rows. The reduction does not matter for a scalar, or for one value per row
     """
 
     term: Term
@@ -98,7 +98,7 @@ def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array | float]
 
 
 def _zero_masked_rows(outputs: Outputs, mask: Array) -> Outputs:
-    """Set the outputs of rows and tokens that the mask excludes to 0.
+    """Set model outputs to 0 for the rows and tokens at which the mask is 0.
 
     A NaN in such a row of a teacher would make the gradient NaN, even with a weight of 0.
     """
@@ -126,11 +126,11 @@ def _zero_masked_rows(outputs: Outputs, mask: Array) -> Outputs:
 
 
 def _dense_signals(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
-    """Return the signals that a term and its fusion receive: dense logits, masked teachers, the term's temperature.
+    """Prepare signals (model outputs and batch) for a loss term: dense logits, masked teachers, its temperature.
 
     Args:
         signals: the models' outputs; their temperature is a factor on the term's.
-        temperature: `(step) -> temperature` of the term; None: the temperature is 1.
+        temperature: `(step) -> temperature` of the term; None means the temperature 1.
     """
     at = jnp.ones((), float) if temperature is None else temperature(signals.step) * signals.temperature
     teachers = tuple(_zero_masked_rows(teacher.dense(), signals.mask) for teacher in signals.teachers)
@@ -151,8 +151,8 @@ def objective(
         chunks: number of chunks that a sequence is split into, if the student's logits are `Factored` (not computed
             yet). The fusion and all local terms are then computed chunk by chunk, so that the logits of only one chunk
             exist at a time, in the gradient too. Terms that are not local read the whole sequence.
-        kernels: what computes the fusion and the local terms of a chunk in `Objective.loss`: "xla"; or "pallas": one
-            Pallas kernel computes all terms that read logits (see `kernels/fused.py`).
+        kernels: "xla"; or "pallas", with which `Objective.loss` computes the fusion and all local terms that read
+            logits by one Pallas kernel for each chunk (see `kernels/fused.py`).
     """
 
     def fuse(

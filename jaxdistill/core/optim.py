@@ -20,7 +20,7 @@ from jaxdistill.core.types import Array, PyTree
 
 
 def _check_means(**coefficients: float) -> None:
-    """Check the coefficients of running means, such as momentum: a mean with 1 or more would forget nothing."""
+    """Raise a ValueError if a coefficient of a running mean, such as `momentum`, is not in [0, 1)."""
     for name, value in coefficients.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1; got {value}")
@@ -33,7 +33,7 @@ def _check_not_negative(**values: float) -> None:
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    """Return the transformation that adds weight decay for matrices: scales and biases have no reason to be small.
+    """Build the optax transformation that adds weight decay to the updates of matrices, but not of scales and biases.
 
     Scales and biases are recognised by name, because in stacked layers they have two dimensions as well.
 
@@ -97,17 +97,17 @@ def lion(weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.99) -> optax.
 
 @optimizers.register
 def adafactor(weight_decay: float = 0.0, decay: float = 0.8, clip: float = 1.0) -> optax.GradientTransformation:
-    """Build Adafactor: Adam's division by the gradient's size, from the means of rows and columns of its squares.
+    """Build Adafactor: like Adam without momentum, but with squared gradients stored only as means of rows and columns.
 
-    Of a matrix with both sides of 128 or more it keeps one number for each row and column, and no momentum, so that its
-    state is small. An update whose root mean square is above `clip` is scaled down to it. The rate is absolute, as for
-    the other optimisers: it is not multiplied by the size of the params (Shazeer and Stern 2018,
-    arxiv.org/abs/1804.04235).
+    So its state is small: one number for each row and each column of a matrix whose sides are both at least 128. Other
+    params keep a full running mean of squared gradients. An update whose root mean square is above `clip` is scaled
+    down to it. The learning rate is absolute, as for the other optimisers: it is not multiplied by the size of the
+    params (Shazeer and Stern 2018, arxiv.org/abs/1804.04235).
 
     Args:
         weight_decay: weight decay of matrices, not of scales and biases.
-        decay: the mean of step t forgets its past with `1 - t^-decay`.
-        clip: largest root mean square of an update; 0: no clipping.
+        decay: at step t = 1, 2, ..., the running means are multiplied by `1 - t^-decay`.
+        clip: largest root mean square of an update; 0 means no clipping.
 
     Raises:
         ValueError: `decay` is not in [0, 1), or a number is negative.
@@ -122,12 +122,13 @@ def adafactor(weight_decay: float = 0.0, decay: float = 0.8, clip: float = 1.0) 
 def muon(
     weight_decay: float = 0.0, momentum: float = 0.95, b1: float = 0.9, b2: float = 0.999, rms: float = 0.2
 ) -> optax.GradientTransformation:
-    """Build Muon: the momentum of each matrix, made orthogonal by Newton and Schulz's iteration.
+    """Build Muon: the update of a matrix is its momentum, made orthogonal by the Newton-Schulz iteration.
 
-    This is for kernels: each layer of a stack separately, and each convolution as a matrix `[inputs, outputs]`. All
-    else (tables of embeddings, heads, scales and biases) is updated by Adam (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon). An update has the root mean square `rms`, like one of Adam's, so that the rate
-    that suits AdamW suits it (Liu et al. 2025, arxiv.org/abs/2502.16982).
+    Muon updates kernels: in stacked layers, the kernel of each layer by itself; and the kernel of a convolution as a
+    matrix `[inputs, outputs]`. All other params (embedding tables, heads, scales and biases) are updated by Adam
+    (Jordan et al. 2024, kellerjordan.github.io/posts/muon). An update of a matrix is scaled to the root mean square
+    `rms`, which is typical of Adam, so that a learning rate for AdamW suits Muon, too (Liu et al. 2025,
+    arxiv.org/abs/2502.16982).
 
     Args:
         weight_decay: weight decay of matrices.
@@ -184,9 +185,10 @@ def optimizer(
     Args:
         direction: the update rule without a learning rate, such as `adamw()`, for every role that is not in `roles`.
         rate: the learning rate of these roles, a number or a schedule.
-        clip_norm: greatest norm of the gradient of one role: `gradient * min(1, clip_norm / norm)`; 0: no clipping. The
-            norm is taken role by role, so that the student's update does not depend on the gradients of other roles.
-        roles: `{role: (update rule, learning rate)}` of the roles that have their own.
+        clip_norm: greatest norm of the gradient of one role, which becomes `gradient * min(1, clip_norm / norm)`; 0
+            means no clipping. The norm is taken role by role, so that the student's update does not depend on the
+            gradients of other roles.
+        roles: `{role: (update rule, learning rate)}`, for roles that have their own.
     """
 
     def scaled(direction: optax.GradientTransformation, rate: Scalar) -> optax.GradientTransformation:
@@ -206,14 +208,15 @@ def optimizer(
 def freeze(
     transformation: optax.GradientTransformation, role: str, prefixes: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Freeze some params of a role: return a transformation that never changes them, by weight decay either.
+    """Freeze params: wrap an optimiser so that it never changes the params of one role whose names have given prefixes.
 
-    The optimiser keeps no moments for them.
+    The frozen params get no weight decay either, and the optimiser stores no moments for them.
 
     Args:
-        transformation: the transformation of all other params.
-        role: the role, such as `student`.
-        prefixes: prefixes of the names of these params; none: the transformation is returned as it is.
+        transformation: the optimiser of all other params, an optax transformation.
+        role: the role (top-level key of the trained params), such as `student`.
+        prefixes: prefixes of the names of the frozen params, such as `images/`. If there are none, `transformation` is
+            returned unchanged.
     """
     if not prefixes:
         return transformation
@@ -226,7 +229,7 @@ def freeze(
 
 
 def _clip_by_role(max_norm: float) -> optax.GradientTransformation:
-    """Return the transformation that scales the gradient of each role down to a norm of at most `max_norm`."""
+    """Build the optax transformation that scales the gradient of each role down to a norm of at most `max_norm`."""
 
     def clip(tree: PyTree) -> PyTree:
         norm = optax.tree.norm(tree)

@@ -19,13 +19,27 @@ from jaxdistill.core.bucket import is_network_error
 
 
 def restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Orbax's arguments to restore arrays with the shardings and dtypes of `flat`; by default on one device."""
+    """Return Orbax's `ArrayRestoreArgs` by name, with the shardings and dtypes of the arrays in `flat`.
+
+    An array without a sharding is restored on one local device.
+    """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
 
 
 def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
-    """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
+    """Call a function of Orbax that reads a checkpoint, and find out whether the checkpoint is damaged.
+
+    In a run with several processes, all processes must call this together. If one of them finds damage, all return a
+    problem.
+
+    Args:
+        read: the function, which takes no arguments.
+
+    Returns:
+        `(problems, result)`: if the checkpoint is damaged, a list with one sentence, and None; otherwise an empty list,
+        and the result of `read`. An error with another cause than damage, such as a lack of memory, is raised.
+    """
     silence_abandoned_work()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
@@ -51,7 +65,7 @@ OTHER_REASONS = (  # than damage, for which a checkpoint is not read; texts of T
 
 
 def _has_another_reason(error: Exception) -> bool:
-    """Return True if a checkpoint was not read for a reason outside of its files, such as a lack of memory."""
+    """Return True if a read error has another cause than damaged files, such as a lack of memory."""
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or is_network_error(error):
         return True
     is_other_os_error = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
@@ -59,7 +73,7 @@ def _has_another_reason(error: Exception) -> bool:
 
 
 def _processes_where(condition: bool) -> int:
-    """Return in how many processes of the run a condition holds; every process must call this."""
+    """Return the number of processes of the run in which a condition is True; all processes must call this."""
     if jax.process_count() == 1:
         return int(condition)
     from jax.experimental import multihost_utils
@@ -69,7 +83,7 @@ def _processes_where(condition: bool) -> int:
 
 @functools.cache  # once for the process, because abandoned work ends later
 def silence_abandoned_work() -> None:
-    """Keep Python from complaining of each array that Orbax was reading or writing when another array failed."""
+    """Silence Python's warnings about coroutines that Orbax abandons when it fails to read or write an array."""
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

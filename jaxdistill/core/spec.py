@@ -36,7 +36,7 @@ class Spec(NamedTuple):
 
 
 def out_of_range(number: float) -> str:
-    """Return what is wrong with a number whose products float32 cannot hold, as a sentence; empty: nothing is wrong."""
+    """Return an error message if a number is too large or too small to compute with in float32; else an empty text."""
     if number == 0 or SMALLEST_NUMBER <= abs(number) <= LARGEST_NUMBER:
         return ""
     extreme, limits = ("large", "from -1e30 to 1e30") if abs(number) > 1 else ("small", "of at least 1e-30, or 0")
@@ -95,9 +95,10 @@ def parse(text: str, path: str) -> Spec:
 
 
 def nested_specs(spec: Spec) -> Iterator[Spec]:
-    """Yield a spec and every spec among its arguments, at any depth; a tuple of arguments becomes a spec without name.
+    """Yield a parsed spec string and all specs nested in its arguments, at any depth.
 
-    So a caller finds every argument of a config's spec string among the `args` and `kwargs` of the results.
+    A tuple among the arguments is yielded as a spec without a name, whose `args` are the items. So the `args` and
+    `kwargs` of the results together hold every argument that occurs anywhere in a spec string.
     """
     yield spec
     for value in (*spec.args, *spec.kwargs.values()):
@@ -108,7 +109,7 @@ def nested_specs(spec: Spec) -> Iterator[Spec]:
 
 
 def _where(text: str, error: Exception) -> str:
-    """Return where a text stops being a spec string, as part of a sentence; empty: not known."""
+    """Return the reason and place of a syntax error in a spec string, as text; empty if they are unknown."""
     if not isinstance(error, SyntaxError) or error.lineno != 1 or not error.offset:
         return ""
     reason, rest = (error.msg or "").replace(". Perhaps", ", perhaps").rstrip("?"), text[error.offset - 1 :]

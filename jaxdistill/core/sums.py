@@ -42,11 +42,11 @@ class Mean:
 
 @struct
 class PerRow:
-    """Values of each row of a batch (an example): those of batches and devices are concatenated, not added.
+    """Metric values for each row (example) of a batch; values of several batches or devices are concatenated.
 
     Args:
         values: the values by name, each `[rows, ...]`
-        mask: `[rows]`, 0 for a row that only fills the batch
+        mask: `[rows]`, 0 for a row that is padding of the batch
     """
 
     values: dict[str, Total]
@@ -54,7 +54,10 @@ class PerRow:
 
 
 def over_devices(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine results by name over the devices under `pmap`: sums are added, and values of rows are concatenated."""
+    """Combine metrics over the devices under `pmap`: each `Mean` is summed, and the rows of each `PerRow` are gathered.
+
+    Outside of `pmap` and `shard_map`, arrays are global, and the metrics are returned unchanged.
+    """
     combine = lambda result: collectives.gather(result) if isinstance(result, PerRow) else collectives.psum(result)
     return {name: combine(result) for name, result in results.items()}
 
@@ -66,7 +69,7 @@ def broadcast_mask(mask: Mask, shape: tuple[int, ...]) -> Bool[Array, "..."]:
 
 
 def masked_mean(values: Shaped[Array, "..."], mask: Mask) -> Mean:
-    """Return the sum and the number of the values where the mask is not 0, as a `Mean`.
+    """Compute a masked mean, kept as a `Mean`: the sum and the number of the values where the mask is not 0.
 
     Args:
         values: `[*batch, ...]`, of any real type or bool.
@@ -79,12 +82,17 @@ def masked_mean(values: Shaped[Array, "..."], mask: Mask) -> Mean:
 
 
 def text_shares(mask: Mask, texts: Integer[Array, "batch tokens"] | None = None) -> Float[Array, "batch tokens"]:
-    """Return for each token that counts 1 / the number of such tokens of its text, and 0 for padding.
+    """Compute a weight for each token, `1 / (number of tokens of its text)`, so that the weights of a text add up to 1.
+
+    Tokens that are padding are not counted.
 
     Args:
-        mask: `[batch, tokens]`.
-        texts: number of the text of each token within its row, `[batch, tokens]`, from 0 to the number of tokens, if
-            several texts are packed into a row; None: a row is one text.
+        mask: `[batch, tokens]`, 0 for padding.
+        texts: `[batch, tokens]`, the number of the text that a token belongs to, within its row, from 0 to the number
+            of tokens. None means that each row is one text.
+
+    Returns:
+        `[batch, tokens]`, the weights; 0 for padding.
     """
     counted = (jnp.asarray(mask) != 0).astype(jnp.result_type(float))
     if texts is None:
@@ -94,7 +102,7 @@ def text_shares(mask: Mask, texts: Integer[Array, "batch tokens"] | None = None)
 
 
 def weighted_mean(values: Shaped[Array, "..."], weight: Float[Array, "..."]) -> Mean:
-    """Return the sum of the values times their weights, and the sum of the weights, as a `Mean`.
+    """Compute a weighted mean, kept as a `Mean`: the sum of `values * weight` and the sum of the weights.
 
     A value of weight 0 is left out, even if it is NaN.
     """
@@ -117,7 +125,7 @@ def shared_mean(values: Shaped[Array, "..."], mask: Mask) -> tuple[Array, Mean]:
 def values_at_labels(
     values: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Return `values[i, labels[i]]` for each row or token i; NaN if the label is no class, such as -1 (no label).
+    """Return `values[i, labels[i]]` for each row or token i, or NaN if the label is not a class, such as -1 (no label).
 
     Plain indexing with -1 would silently return the last class. A NaN stops the run with an error that names the loss
     term.
@@ -129,5 +137,5 @@ def values_at_labels(
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
-    """Add two trees of metrics leaf by leaf, in NumPy float64 on the host, as a count in float32 would stop at 2^24."""
+    """Add two pytrees of metrics leaf by leaf, in NumPy float64; in float32, a count would stop growing at 2^24."""
     return jax.tree.map(lambda x, y: np.asarray(x, np.float64) + np.asarray(y, np.float64), a, b)

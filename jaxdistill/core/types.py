@@ -47,7 +47,7 @@ class Factored:
         kernel: `[width, classes]`, the kernel of the last layer; if `tied`, the table of embeddings, `[classes, width]`
         bias: `[classes]`, the bias of the last layer, or None
         cap: if not 0, the logits are `cap * tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118)
-        tied: whether the kernel is the table of the model's embeddings
+        tied: True if the kernel is the table of the model's embeddings
     """
 
     features: Array
@@ -153,9 +153,9 @@ class Outputs(Generic[Logits]):
         attentions: one `AttentionHeads` per layer
         embedding: the pooled or projected representation, `[batch, width]`
         text_embedding: the text embedding of a model with two towers, whose `embedding` is the image embedding
-        scale: of a model with two towers: factor of the similarity of an image and a text, `[batch]`, the same number
-            for all rows; exponentiated, if the model learns its logarithm
-        bias: of a model with two towers that has one: what is added to the similarities, `[batch]`
+        scale: only for a model with two towers: the factor of the similarity of an image and a text, `[batch]`, the
+            same number for all rows; exponentiated, if the model learns its logarithm
+        bias: only for a model with two towers and a bias: the number that is added to the similarities, `[batch]`
         input_gradients: `J^T v`, `[batch, *input]`, with the Jacobian J of the logits with respect to the input and a
             random direction v; only if a loss term needs it (see `models/derivatives.py`)
         weights: only in fused outputs of several teachers: the weight of each teacher, `[teachers, *batch]`

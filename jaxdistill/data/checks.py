@@ -14,10 +14,10 @@ TOKENS = ("input_ids", "token_type_ids")  # fields of embedding indices
 
 
 class CheckedStack:
-    """A function that stacks records to columns, `{field: [records, ...]}`, and checks every value.
+    """A function that stacks records into one array per field, `{field: [records, ...]}`, and checks every value.
 
     Args:
-        classes: number of classes of the labels; None: the data set does not define it.
+        classes: number of classes of the labels; None if the data set does not define it.
         path: config key of the data set, for error messages.
     """
 
@@ -26,14 +26,16 @@ class CheckedStack:
         self._first: dict[str, np.ndarray] = {}  # of each field, the value that was read first
 
     def __call__(self, records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Stack records; texts, and arrays whose shapes differ between records, become arrays of Python objects.
+        """Check records and stack them into one array per field, `{field: [records, ...]}`.
+
+        Texts, and arrays whose shapes differ between records, become arrays of Python objects, `[records]`.
 
         Args:
             records: the records, which must all have the fields of the first one.
             numbers: the numbers of the records in their split, for error messages.
 
         Raises:
-            ConfigError: a value is none that a model can read; the message names record, field and value.
+            ConfigError: a model cannot read one of the values; the message names record, field and value.
         """
         first = records[0]
         for number, record in zip(numbers, records, strict=True):
@@ -82,7 +84,7 @@ def _wanted_label(classes: int | None) -> str:
 
 
 def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, classes: int | None) -> str:
-    """Return what is wrong with the type of a value, or an empty text."""
+    """Return an error message about the type or the label shape of a value, or an empty text if it is right."""
     kind = array.dtype.kind
     if _is_label(field):
         if kind not in "iub" or array.size == 0:
@@ -103,7 +105,7 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
 
 
 def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[tuple[int, str]]:
-    """Yield the first record of a column with a wrong number, and what is wrong: `(row, text)`."""
+    """Yield the row of the first wrong number in a field, with an error message; yield nothing if all are right."""
     kind = column.dtype.kind
     if _is_label(field):
         last = LARGEST if classes is None else classes - 1
@@ -130,13 +132,13 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
 
 
 def computable(numbers: np.ndarray) -> np.ndarray:
-    """Return True for each float32 number whose square is finite in 32 bits, as norms and means of squares need it."""
+    """Return a boolean mask of the float32 numbers whose squares are finite in 32 bits, as norms and variances need."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.isfinite(np.square(numbers)))
 
 
 def _first(column: np.ndarray, wrong: np.ndarray, problem: str) -> tuple[int, str]:
-    """Return the row of the first value for which `wrong` is true, and the text about it."""
+    """Return the row of the first value for which the mask `wrong` is true, and an error message about this value."""
     row, *place = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
     where = f" at {place}" if place else ""
     return row, f"{column[(row, *place)].item()!r}{where} {problem}"

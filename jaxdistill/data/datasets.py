@@ -78,8 +78,8 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str,
         path: section of the config that names the data set, such as `data`. An error in the name is reported at the key
             `<path>.name`.
         key: key of the split in this section. An error in the split is reported at the key `<path>.<key>`.
-        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; empty: texts are
-            not tokenised.
+        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; if it is empty,
+            texts are not tokenised.
 
     Raises:
         ConfigError: the name, split, tokenizer or text field does not exist, or preparation failed.
@@ -120,7 +120,7 @@ def _content_hash(name: str, folder: Path, open_plain: Callable[[], Records]) ->
 
 
 def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) -> Records:
-    """Open the records of a split with the fields of the data set: texts are not tokenised."""
+    """Open the records of a split with the original fields of the data set, without tokenising texts."""
     name_path = f"{path}.name"
     check_name(name, folder, name_path)
     if _base(name) in datasets:
@@ -143,8 +143,8 @@ def _checked_records(source: Any, labels: Any, path: str) -> Records:
 
     Args:
         source: the sequence of records.
-        labels: what defines the labels: its attribute `classes` or `num_classes` is the number of classes, and
-            `class_names` or `names` has their names; all may be missing.
+        labels: an object whose attribute `classes` or `num_classes` is the number of classes, and whose attribute
+            `class_names` or `names` has the names of the classes; each may be missing.
         path: config key of the data set, for error messages.
 
     Raises:
@@ -199,7 +199,7 @@ def _builder(name: str, folder: Path, path: str) -> Any:
 
 
 def _prepare(name: str, folder: Path, path: str) -> Any:
-    """Return the builder of a data set, after preparing its files if they are missing."""
+    """Return the TensorFlow Datasets builder of a data set, after preparing its files if they are missing."""
     _check_sealed(name, folder)
     builder = _builder(name, folder, path)
     if builder.is_prepared():
@@ -223,10 +223,12 @@ def _prepare(name: str, folder: Path, path: str) -> Any:
 
 
 def _check_sealed(name: str, folder: Path) -> None:
-    """Compare the files of a prepared data set with their seal; a damaged data set of this library is removed.
+    """Compare the files of a prepared data set with its seal (the file with their checksums).
+
+    A damaged data set of this library is removed, so that it is prepared again.
 
     Raises:
-        DamageError: a file is missing or has changed, and the data set is not of this library.
+        DamageError: a file is missing or has changed, and the data set is not one of this library.
     """
     for file in (folder / name.partition("(")[0].partition(":")[0]).glob(f"**/{seal.FOLDER_SEAL}"):
         damage = _first_damage(file)
@@ -242,10 +244,10 @@ def _check_sealed(name: str, folder: Path) -> None:
 
 
 def _first_damage(file: Path) -> str:
-    """Return what is wrong with the first damaged file of a prepared data set; empty: nothing.
+    """Describe the first damaged file of a prepared data set, for a message; the text is empty if no file is damaged.
 
     Args:
-        file: the seal of the data set.
+        file: the seal of the data set (the file with the checksums).
     """
     try:
         sealed, files = seal.read(file, {"files": dict})["files"], _prepared_files(file.parent)
@@ -260,24 +262,24 @@ def _first_damage(file: Path) -> str:
 
 
 def _seal_prepared(folder: Path) -> None:
-    """Seal a prepared data set, unless it is sealed already or its folder is read-only."""
+    """Write the seal (checksums of the files) of a prepared data set, unless it exists or the folder is read-only."""
     if not (folder / seal.FOLDER_SEAL).exists():
         with contextlib.suppress(OSError):
             seal.write(folder / seal.FOLDER_SEAL, {"files": _prepared_files(folder)})
 
 
 def _prepared_files(folder: Path) -> dict[str, str]:
-    """Return what identifies each file of a prepared data set.
+    """Return a text that identifies the content of each file of a prepared data set, by file name.
 
-    For a shard these are its size and a hash of its ends, which tell it from other shards: ArrayRecord itself stores
-    and checks a hash of every chunk of records. For any other file it is the SHA-256.
+    For a shard (file of records), it is the size and a hash of both ends of the file. This is enough to tell shards
+    apart, because ArrayRecord itself stores and checks hashes of the records. For any other file, it is the SHA-256.
     """
     files = (file for file in folder.iterdir() if file.is_file() and file.name != seal.FOLDER_SEAL)
     return {file.name: _ends(file) if "array_record" in file.name else seal.sha256(file) for file in files}
 
 
 def _ends(file: Path) -> str:
-    """Return the size of a file, and a hash of its first and last 64 KiB."""
+    """Return a text with the size of a file and a hash of its first and last 64 KiB."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(2**16)
@@ -298,13 +300,13 @@ def prepared_hash(name: str, folder: Path) -> str:
 
 
 def _prepared_names(folder: Path) -> set[str]:
-    """Return the names of the data sets that are prepared in a folder, as `name/version` or `name/config/version`."""
+    """Return the names of the data sets prepared in a folder, which has them as NAME/VERSION or NAME/CONFIG/VERSION."""
     files = (file for depth in ("*/*", "*/*/*") for file in folder.glob(f"{depth}/dataset_info.json"))
     return {file.relative_to(folder).parts[0] for file in files}
 
 
 def _tfds(base: str) -> ModuleType:
-    """Import TensorFlow Datasets, and the module that registers the builder of the data set `base`."""
+    """Import and return TensorFlow Datasets, with the modules that register the builder of the data set `base`."""
     import tensorflow_datasets as tfds
 
     if base in BUILDERS:
@@ -323,12 +325,12 @@ def _base(name: str) -> str:
 
 @contextlib.contextmanager
 def _quiet(title: str) -> Iterator[None]:
-    """Return a context manager in which TensorFlow Datasets writes nothing; in a terminal, a sign shows that it works.
+    """Return a context manager that silences TensorFlow Datasets, and shows a spinner instead in a terminal.
 
-    Its bars and messages would fill a page. Errors are raised all the same.
+    The progress bars and messages of the package would fill a page. Errors are raised all the same.
 
     Args:
-        title: what is being done.
+        title: text beside the spinner, which says what is being done.
     """
     import tensorflow_datasets as tfds
     from rich.console import Console

@@ -63,8 +63,8 @@ def describe_split(name: str, split: str, folder: Path, path: str, key: str, tok
         split: split of the data set, such as `train[:80%]`.
         folder: folder in which TensorFlow Datasets keeps prepared data sets.
         path, key: section and key of the split in the config, such as `data` and `train`, for error messages.
-        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; empty: texts are
-            not tokenised.
+        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; if it is empty,
+            texts are not tokenised.
 
     Raises:
         ConfigError: the name, split, tokenizer or text field does not exist, or preparation failed.
@@ -113,7 +113,7 @@ def _inspect(records: Records) -> Description:
 
 
 def _shape(column: np.ndarray) -> tuple[tuple[int, ...], str] | None:
-    """Return shape and dtype of one record's array; None for text."""
+    """Return the shape and the dtype of one record's array in a field, or None for a field of texts."""
     if column.dtype != object:
         return column.shape[1:], str(column.dtype)
     if not all(isinstance(value, np.ndarray) and value.ndim == column[0].ndim for value in column):

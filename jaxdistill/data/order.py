@@ -14,8 +14,8 @@ from jaxdistill.data.stream import Phases
 class Order(NamedTuple):
     """A rule that divides a run into phases, each of which trains on some of the examples of the data set.
 
-    groups: one tuple per phase: the phase trains on the examples whose `field` has one of these values, such as
-        classes; ((0, 1), (2, 3)) is two phases
+    groups: for each phase, a tuple of values, such as classes; the phase trains on the examples whose `field` has one
+        of these values, so ((0, 1), (2, 3)) means two phases
     steps: batches per phase; the last phase continues to the end of the run
     field: name of the field whose value decides to which phases an example belongs, such as `label`
     """
@@ -25,7 +25,7 @@ class Order(NamedTuple):
     field: str
 
     def phases(self, values: np.ndarray, numbers: np.ndarray) -> Phases:
-        """Return, for each phase of the run, the numbers of the examples (records) that the phase trains on.
+        """Return the phases of the run, with the numbers of the examples (records) that each phase trains on.
 
         Args:
             values: the value of the field `self.field` of every example, `[records]`.

@@ -63,14 +63,14 @@ class Pipeline:
     Args:
         name: name of the data set in TensorFlow Datasets, or spec string of a registered data set
         folder: folder in which TensorFlow Datasets keeps prepared data sets
-        tokens: spec string of the tokenization; empty: texts are not tokenised
+        tokens: spec string of the tokenization; if it is empty, texts are not tokenised
         seed: random seed of order, augmentation and selection
         streams: the streams that a training step may read, by name; `train` comes first
         test: the stream of the examples that models are evaluated on, without random transforms
-        select: spec string of the rule that selects training examples; empty: all examples are used
-        order: spec string of the order of training examples; empty: they are shuffled in every epoch
-        reused_descriptions: the descriptions (sizes and shapes) of the streams, if they are known already; None:
-            describe the streams on first use
+        select: spec string of the rule that selects training examples; if it is empty, all examples are used
+        order: spec string of the order of training examples; if it is empty, they are shuffled in every epoch
+        reused_descriptions: the descriptions (sizes and shapes) of the streams, if they are known already; if it is
+            None, the streams are described on first use
     """
 
     name: str
@@ -121,9 +121,9 @@ class Pipeline:
         return self.descriptions["train"].class_names or self.test_description.class_names
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return for each stream, and for the test, its split, its number of records, and what may surprise.
+        """Return a summary of each stream (named source of batches) and of the test data, as a list of dicts.
 
-        A row is `{"stream": "train", "split": "train", "records": 100, "labels": True, "truncated": 7}`, where
+        An entry is `{"stream": "train", "split": "train", "records": 100, "labels": True, "truncated": 7}`, where
         `truncated` is the number of texts that are longer than a row of tokens.
         """
         described = {**self.descriptions, "test": self.test_description}
@@ -143,7 +143,7 @@ class Pipeline:
 
     @property
     def unused_splits(self) -> dict[str, int]:
-        """Return the number of examples in each split of the data set that neither a stream nor the test reads."""
+        """Return the number of examples of each split that neither training nor evaluation reads, by split name."""
         used = set().union(*(split_names(stream.split) for stream in self.with_test.values()))
         return {name: size for name, size in self.test_description.split_sizes.items() if name not in used}
 
@@ -181,10 +181,11 @@ class Pipeline:
         return open_records(self.name, stream.split, self.folder, stream.path, stream.key, spec)
 
     def identity(self, stream: Stream) -> dict[str, str]:
-        """Return what identifies the examples of a stream, so that a cache of results can detect a change of the data.
+        """Return a dict of texts that identifies the examples of a stream (named source of batches).
 
-        The result has the name of the data set, the tokenization and the split, a hash of the content of the data set,
-        of the tokenizer files if texts are tokenised, and of the files that transforms read, if any.
+        A cache of results can therefore detect a change of the data. The dict has the name of the data set, the
+        tokenization and the split. It also has hashes of the content of the data set, of the tokenizer files if texts
+        are tokenised, and of the files that transforms read, if any.
         """
         contents = content_hash(self.name, stream.split, self.folder, stream.path, stream.key)
         names = {"name": self.name, "tokens": self.tokens, "split": stream.split}

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 
 
 def progress[Item](items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items; in a terminal, show a bar with their number and the time that is left.
+    """Yield the items of an iterable, and show a progress bar on stderr if it is a terminal.
 
     Args:
         items: the items, such as chunks of a file.
-        title: what is being done.
-        total: number of items; None: unknown.
+        title: text beside the bar, which says what is being done.
+        total: number of items; None if it is not known.
     """
     if not sys.stderr.isatty():
         yield from items

@@ -23,9 +23,9 @@ class Records:
         vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised.
         stack: function `(records, their numbers) -> {field: [records, ...]}` that stacks the records of a sequence
             whenever they are read, and may check them.
-        class_names: names of the classes, in order; empty: the data set does not define them.
-        fingerprint: text that changes if an example changes; empty: unknown.
-        split_sizes: number of examples in each split of the data set, by name; empty: unknown.
+        class_names: names of the classes, in order; empty if the data set does not define them.
+        fingerprint: text that changes if an example changes; empty if it is not known.
+        split_sizes: number of examples in each split of the data set, by name; empty if they are not known.
         truncated: number of texts that are longer than a row of tokens, and were cut.
 
     Attributes:
@@ -60,12 +60,15 @@ class Records:
         return self._length
 
     def largest(self, field: str) -> int | None:
-        """Return the greatest value of a field of whole numbers; None: unknown, because the records are in files."""
+        """Return the largest value of an integer field.
+
+        Return None if the field is missing or does not hold integers, or if the examples are not in memory.
+        """
         column = self._columns.get(field)
         return int(column.max()) if column is not None and column.dtype.kind in "iub" else None
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the examples with the numbers `indices` `[rows]`, stacked: `{field: [rows, ...]}`.
+        """Return the examples with the numbers `indices` `[rows]` as a dict of stacked arrays, `{field: [rows, ...]}`.
 
         Texts, and arrays whose shapes differ between examples, are returned as arrays of Python objects, `[rows]`.
         """
@@ -74,7 +77,10 @@ class Records:
         return self._read(indices.tolist())
 
     def _problem(self, error: IndexError, indices: Sequence[int]) -> str:
-        """Return why a source raises an IndexError: it has fewer records than its len(), or its own code is wrong."""
+        """Return an error message that explains why reading the records `indices` raised an IndexError.
+
+        Either the sequence has fewer records than its len(), or its own code is wrong.
+        """
         text = f"({one_line(error)}){user_location(error)}"
         try:
             self._source[self._length - 1]

@@ -24,7 +24,7 @@ class Selection(NamedTuple):
     order: `(seed, records, hard) -> [records]`, sorts the numbers of all examples so that those to choose come first.
         `records` is the number of examples. `hard` is the hardness of each example (how difficult it is for the
         teachers), `[records]`, or None if `caches` is empty
-    caches: folders of cached teacher outputs, from which the hardness is computed; empty: the rule needs no hardness
+    caches: folders of cached teacher outputs, from which the hardness is computed; empty if the rule needs no hardness
     by: the measure of hardness, see `hardest`
     """
 
@@ -104,7 +104,7 @@ def easiest(share: float, cache: str | tuple[str, ...], by: Measure = "entropy")
 
 
 def _ranked(share: float, cache: str | tuple[str, ...], by: Measure, sign: int) -> Selection:
-    """Return the selection by hardness: the hardest records first if `sign` is -1, the easiest first if it is 1."""
+    """Return a selection that prefers the hardest examples if `sign` is -1, and the easiest ones if `sign` is 1."""
     caches = (cache,) if isinstance(cache, str) else cache
     if not caches or not all(caches):
         raise ValueError("cache is empty; give the folder that jaxdistill cache wrote.")
@@ -133,7 +133,7 @@ def record_hardness(by: Measure, logits: np.ndarray, labels: np.ndarray | None, 
         logits: the logits of all teachers, `[teachers, records, classes]`, or `[teachers, records, length, classes]`.
         labels: correct classes, `[records]` or `[records, length]`, which only the measure `loss` reads. A negative
             label means that the class is unknown, and gives NaN.
-        mask: 0 for tokens to leave out, `[records, length]`; None: all tokens count.
+        mask: 0 for tokens to leave out, `[records, length]`; None if all tokens count.
     """
     logits = logits.astype(np.float64)
     e = np.exp(logits - logits.max(-1, keepdims=True))

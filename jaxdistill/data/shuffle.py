@@ -59,7 +59,10 @@ def permutation(seed: int, epoch: int, records: int) -> np.ndarray:
 
 
 def keyed(places: np.ndarray, seed: int, epoch: int, records: int) -> np.ndarray:
-    """Return the number of the record at each place of an epoch's order, by the keyed permutation; see `records_at`."""
+    """Compute the number of the record at each place of an epoch's order with a keyed permutation, `[places]` int64.
+
+    No array of all record numbers is needed. See `records_at` for the arguments.
+    """
     keys = random_words(seed, epoch, ORDER, ROUNDS)
     half = np.uint64(max(1, -(-(records - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)

@@ -29,7 +29,7 @@ def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
 
 
 def split_names(split: str) -> set[str]:
-    """Return the names of the whole splits of which a split such as `train[:80%]+test` has records."""
+    """Return the set of whole splits that a split refers to, such as `train` and `test` for `train[:80%]+test`."""
     parts = (SPLIT.fullmatch(part.strip()) for part in split.split("+"))
     return {part[1] for part in parts if part}
 
@@ -48,11 +48,14 @@ class SplitError(KeyError):
 
 
 def select_rows(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
-    """Return the records that a split such as `train[:80%]+test` selects, as `(name of a whole split, numbers)`.
+    """Return the records that a split such as `train[:80%]+test` selects.
 
     Args:
         split: the split, in the syntax of TensorFlow Datasets; see `share_records`.
         sizes: number of records of each whole split, by name.
+
+    Returns:
+        A list of pairs (name of a whole split, range of record numbers in it), one pair for each term of the sum.
 
     Raises:
         SplitError: there is no such split, it has another form, or it is empty.
@@ -94,9 +97,10 @@ def _range(part: re.Match[str], size: int) -> tuple[int, int]:
 
 
 def choose_held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose the test records: the same share of each class, at random; a class keeps at least one training record.
+    """Choose the test records at random, the same share of each class, and return them as a boolean mask.
 
-    Shares that are no whole numbers of records are rounded so that their sum is the share of all records.
+    A class keeps at least one training record. The number of test records per class is rounded in such a way that their
+    sum is the share of all records.
 
     Args:
         classes: class of each record, `[records]`.
@@ -104,7 +108,7 @@ def choose_held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
         seed: random seed.
 
     Returns:
-        True for each record that was chosen, `[records]`.
+        A boolean mask, `[records]`, which is True for each record that was chosen.
     """
     draws = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(classes))
     chosen = np.zeros(len(classes), bool)

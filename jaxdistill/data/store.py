@@ -51,9 +51,9 @@ MOST_SHARDS = 2**20  # files of one store
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
-    """Write the description of a new store (a table of arrays on disk), or compare it with that of an existing store.
+    """Write the description (manifest.json) of a new store, or check that an existing store has the same description.
 
-    A damaged description is written again.
+    A store is a table of arrays on disk. A damaged description is written again.
 
     Raises:
         StoreError: the existing store has another description.
@@ -90,12 +90,12 @@ def read_manifest(folder: Path) -> StoreManifest:
 
 
 def missing_shards(folder: Path, manifest: StoreManifest) -> list[tuple[int, slice]]:
-    """Return the shards (files) of a store that are not written yet: pairs (shard number, slice of its rows)."""
+    """Return the missing shards (files) of a store, as a list of pairs (shard number, slice of rows)."""
     return [(number, rows) for number, rows in _shards(manifest) if not _seal_file(folder, number).exists()]
 
 
 def damaged_shards(folder: Path, manifest: StoreManifest) -> list[tuple[int, slice]]:
-    """Return the shards (files) of a store that are written, but damaged: pairs (shard number, slice of its rows)."""
+    """Return the damaged shards (files) of a store, as a list of pairs (shard number, slice of rows)."""
     return [(number, rows) for number, rows in _shards(manifest) if _damage(folder, manifest, number)]
 
 
@@ -105,7 +105,9 @@ def _shards(manifest: StoreManifest) -> list[tuple[int, slice]]:
 
 
 def write_shard(folder: Path, manifest: StoreManifest, number: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Write one shard (file) of a store, then its seal; a shard without seal counts as missing.
+    """Write one shard (file) of a store, and then its seal (a file with its checksum).
+
+    A shard without a seal counts as missing.
 
     Args:
         folder: folder of the store.
@@ -124,7 +126,7 @@ def write_shard(folder: Path, manifest: StoreManifest, number: int, columns: Map
 
 
 def _about_shard(manifest: StoreManifest, number: int) -> dict[str, Any]:
-    """Return what a shard belongs to: its number, and a hash of what the content of its store depends on."""
+    """Return a dict that identifies a shard in its seal: its number, and a hash of its store's shapes and identity."""
     content = [manifest.rows, manifest.shard, manifest.fields, manifest.about.get("identity")]
     store = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"shard": number, "store": store}
@@ -220,7 +222,7 @@ def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str
 
 
 def _shortened(value: Any, other: Any) -> str:
-    """Return a value as a short text that has the place where it differs from another value."""
+    """Return the repr of a value; a long one is cut around the first character that differs from that of `other`."""
     text = repr(value)
     same = next((n for n, (a, b) in enumerate(zip(text, repr(other), strict=False)) if a != b), 0)
     first = max(0, same - 20)

@@ -32,7 +32,7 @@ class Transform(NamedTuple):
     apply: `(batch, uniforms) -> batch`, a pure function that does not modify its arguments; `uniforms` `[rows, draws]`
         holds random numbers in [0, 1), one row for each example of the batch
     reads: text that changes if a file which the transform reads changes, so that caches of its results can detect this;
-        empty: it reads none
+        empty if the transform reads no file
     """
 
     draws: int
@@ -66,7 +66,7 @@ class StoredFields(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """The examples of the data set that a run trains on in each of its phases, which follow one another.
+    """The phases of a run, which follow one another, and the examples of the data set that each phase trains on.
 
     pools: for each phase, the numbers of its examples
     steps: batches per phase; the last phase continues to the end of the run
@@ -96,7 +96,7 @@ class Batches:
             that the content of a batch does not depend on the number of processes.
         rows: the rows of the global batch to return, which are those that this process needs.
         stored: arrays that were computed before the run and are added as fields.
-        chosen: sorted numbers of the records to draw from, or phases with such numbers; None: all records.
+        chosen: sorted numbers of the records to draw from, or phases with such numbers; None means all records.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Batches:
         return batch
 
     def _record_numbers(self, run_rows: np.ndarray, phase: int) -> np.ndarray:
-        """Return the number of the record that each row of the run holds, `[rows]`.
+        """Return the number of the record (example of the data set) in each row of the run's batches, `[rows]`.
 
         Args:
             run_rows: row numbers, counted from the start of the run.
@@ -170,7 +170,7 @@ def train_stream(
         transforms: transforms of the batches, in order.
         rows: the rows (examples) of the global batch to return, which are those that this process needs.
         stored: arrays that were computed before the run and are added as fields.
-        chosen: sorted numbers of the examples to train on, or phases with such numbers; None: all examples.
+        chosen: sorted numbers of the examples to train on, or phases with such numbers; None means all examples.
     """
     import grain
 
@@ -201,8 +201,8 @@ def evaluation_batches(
         records: the examples to evaluate on.
         batch_size: number of examples in the global batch.
         rows: the rows (examples) of the global batch to return, which are those that this process needs.
-        transforms: transforms of the batches, in order. Random transforms are skipped: evaluation is on unaugmented
-            data.
+        transforms: transforms of the batches, in order. Random transforms are skipped, so that evaluation uses
+            unaugmented data.
         stored: arrays that were computed before the run, one entry per example, and are added as fields.
         begin: number of the first example.
     """

@@ -30,9 +30,9 @@ class Paired(NamedTuple):
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % confidence interval `(low, high)` of the mean of `values`, one for each seed (Student's t).
+    """Compute the 95 % confidence interval `(low, high)` of a mean over seeds, by Student's t distribution.
 
-    With one seed, or if all values are equal, both limits are the mean.
+    `values` has one value for each seed. With one seed, or if all values are equal, both limits are the mean.
     """
     from scipy import stats  # here, because it is slow to import
 
@@ -65,7 +65,7 @@ class PairedRecords(NamedTuple):
     """The comparison of two models on the same test records.
 
     records: number of records
-    only_one, only_other: number of records that only this model predicts correctly
+    only_one, only_other: number of records that only the first, or only the second model predicts correctly
     difference: accuracy of the first model minus that of the second, in percent points
     low, high: limits of the 95 % confidence interval of the difference (Agresti and Min)
     p: p-value of McNemar's exact test: how likely a difference as large would be if both models were equally good
@@ -87,11 +87,11 @@ class PairedRecords(NamedTuple):
 
 
 def paired_records(one: Sequence[bool] | np.ndarray, other: Sequence[bool] | np.ndarray) -> PairedRecords:
-    """Compare two models on the same test records.
+    """Compare the accuracy of two models on the same test records, with McNemar's exact test.
 
     Args:
         one: whether the first model predicts each record correctly, `[records]`.
-        other: whether the second model does, `[records]`.
+        other: whether the second model predicts each record correctly, `[records]`.
     """
     from scipy import stats  # here, because it is slow to import
 
@@ -106,10 +106,13 @@ def paired_records(one: Sequence[bool] | np.ndarray, other: Sequence[bool] | np.
 
 
 def paired_answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> PairedRecords | None:
-    """Compare the predictions of two models; None: they are not for the same labelled test records.
+    """Compare the accuracy of two models from their predictions, with McNemar's exact test.
 
     Args:
-        one, other: the predictions as result.json has them: `predicted` and `label`, each `[records]`.
+        one, other: the predictions of a model as in its result.json: `predicted` and `label`, each `[records]`.
+
+    Returns:
+        The comparison, or None if the predictions are not for the same labelled test records.
     """
     if "predicted" not in one or "label" not in one or one["label"] != other.get("label"):
         return None

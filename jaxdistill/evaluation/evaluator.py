@@ -36,18 +36,18 @@ def evaluator(
     for two classes. Metrics that compare the student with its teachers (agreement, KL, rank correlation, CKA) are left
     out if a teacher predicts other tokens or classes than the student; those that need no label are measured on records
     without labels too. A model without classes, which embeds its input, is compared by the cosine similarity of its
-    embedding with the teacher's. A classifier also gives its predictions, as `ANSWERS`. A model with two towers is
-    measured by retrieval (`retrieval.py`), and compared by CKA alone.
+    embedding with the teacher's. A classifier also gives its predictions, as `ANSWERS`. A model with two towers (an
+    encoder for each side of a pair) is measured by retrieval (`retrieval.py`), and compared by CKA alone.
 
     Args:
         student: the model to evaluate.
         teachers: the models to compare the student with. The student's logits are compared with the fused logits of all
             teachers, and its hidden states with those of the first teacher.
-        fusion: the rule that fuses the logits of all teachers into one; it must have no parameters. None: no
-            comparison.
+        fusion: the rule that fuses the logits of all teachers into one; it must have no parameters. With None, the
+            student is not compared with teachers.
         layers: pairs (student layer, teacher layer) whose hidden states are compared by centred kernel alignment (CKA).
         prefix: prefix of the batch fields that the student reads, such as "teacher/" for a model with its own
-            tokenizer; empty: the fields without a prefix.
+            tokenizer; an empty text if the fields have no prefix.
 
     Returns:
         `(params, state, frozen, rows) -> {name: metric}`. The student's parameters are `params["student"]`, and its
@@ -88,9 +88,9 @@ def evaluator(
 
 
 def prevent_fusion(logits: Array) -> Array:
-    """Return the logits unchanged, as a value that XLA computes on its own, without fusing it into what reads it.
+    """Return the logits behind an optimisation barrier, which keeps XLA from fusing them with later operations.
 
-    So a model gives the same bits in an evaluation and in a prediction.
+    So a model's logits have the same bits in an evaluation and in a prediction.
     """
     return jax.lax.optimization_barrier(logits)
 
@@ -106,9 +106,9 @@ def answers(logits: Array) -> dict[str, Array]:
 
 
 def text_answers(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
-    """Return what a language model says of each row of tokens, `{"nll_sum": [rows], "tokens": [rows]}`.
+    """Compute a language model's negative log-likelihood of each row of tokens, and the number of its tokens.
 
-    `nll_sum` is the sum of the negative log-likelihoods of the row's tokens, in nats, and `tokens` their number.
+    The result is the dict `{"nll_sum": [rows], "tokens": [rows]}`. `nll_sum` is the sum over the row's tokens, in nats.
 
     Args:
         logits: `[rows, length, vocabulary]`.
@@ -171,11 +171,13 @@ def _cka_metrics(
 
 
 def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the metrics of all batches, in float64 on the host, and concatenate the values of rows.
+    """Combine the metrics of all batches into one dict, `{name: metric}`, in float64 on the host.
+
+    Metrics that consist of sums are added up. Metrics that hold a value for each row (`PerRow`) are concatenated,
+    without the rows that only fill a batch.
 
     Args:
-        batches: yields the metrics of each batch, `{name: metric}`, where a metric consists of sums, or of the values
-            of rows, of which those that only fill a batch are left out.
+        batches: yields the metrics of each batch, `{name: metric}`.
     """
     total: dict[str, Any] = {}
     rows: dict[str, list[PerRow]] = {}
@@ -196,13 +198,13 @@ def _concatenated(parts: Sequence[PerRow]) -> PerRow:
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, float]:
-    """Compute the value of each metric from its sums over all batches.
+    """Compute the value of each metric from its totals over all batches, as a dict by metric name.
 
     The metric `agreement_on_errors` is a mean over the rows (examples or tokens) on which the teacher is wrong. If it
     is in `total`, the number of these rows is added to the result as `teacher_errors`.
 
     Args:
-        total: `{name: metric}`, from `totals`; values of rows that are no metric are left out.
+        total: `{name: metric}`, from `totals`; entries without a method `compute`, such as predictions, are left out.
     """
     computed = {name: metric.compute() for name, metric in total.items() if hasattr(metric, "compute")}
     several = {key: each for value in computed.values() if isinstance(value, dict) for key, each in value.items()}
@@ -213,13 +215,13 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reliability(total: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """Return the mean confidence, the accuracy and the count of each bin of a reliability diagram, as lists.
+    """Return the reliability diagram of a model as the lists `confidence`, `accuracy` and `count`, one value per bin.
 
-    A bin holds the examples (or tokens) with similar confidence. An empty bin has the count 0, and None as confidence
-    and accuracy.
+    A bin holds the examples (or tokens) with similar confidence. Its values are their mean confidence, their accuracy
+    and their number. An empty bin has the count 0, and None as confidence and accuracy.
 
     Args:
-        total: `{name: metric}`, from `totals`; without the metric `ece`, the result is empty.
+        total: `{name: metric}`, from `totals`; without the metric `ece`, the result is an empty dict.
     """
     if "ece" not in total:
         return {}

@@ -1,4 +1,7 @@
-"""Time functions in turns, so that their times can be compared. Imports no JAX: exported files are timed without it."""
+"""Time functions in turns, so that their times can be compared.
+
+This module does not import JAX, because exported files are timed without it.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +25,15 @@ class Latency(NamedTuple):
 
 
 def latencies(timed: Mapping[str, Callable[[int], float]]) -> dict[str, Latency]:
-    """Time several functions in turns, so that a change of the machine's load meets all of them alike.
+    """Measure the time of one call of several functions, in turns, so that the machine's load affects all alike.
 
-    Each function has `ROUNDS` turns, of one call or of as many as take `MIN_TURN_SECONDS` seconds.
+    Each function has `ROUNDS` turns. A turn consists of as many calls as take `MIN_TURN_SECONDS` seconds, at least one.
 
     Args:
-        timed: by name, functions `(number of calls) -> seconds that they took`, such as those of `timer`.
+        timed: functions `(number of calls) -> seconds that the calls took`, by name, such as those from `timer`.
+
+    Returns:
+        The latency of each function in milliseconds, by name.
     """
     calls = {}
     for name, seconds in timed.items():
@@ -42,7 +48,7 @@ def latencies(timed: Mapping[str, Callable[[int], float]]) -> dict[str, Latency]
 
 
 def timer(run: Callable[[], object]) -> Callable[[int], float]:
-    """Return a function `(number of calls) -> seconds` that calls a function so often, and returns the time it took."""
+    """Return a function `(number of calls) -> seconds` that calls `run` this many times, and returns the total time."""
 
     def seconds(calls: int) -> float:
         start = time.perf_counter()

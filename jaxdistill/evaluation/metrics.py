@@ -21,7 +21,7 @@ class Perplexity(Mean):
     """The sum and the count of negative log-likelihoods in nats, for the perplexity `exp(sum / count)`."""
 
     def compute(self) -> Total:
-        """Return the perplexity, `exp(sum / count)`; if the count is 0: 1 for JAX arrays, and NaN for NumPy values."""
+        """Return the perplexity, `exp(sum / count)`; if the count is 0, return 1 for JAX arrays and NaN for NumPy."""
         return np.e ** super().compute()  # works for NumPy and JAX arrays
 
 
@@ -62,20 +62,20 @@ class Calibration:
 
 @struct
 class Ranking(PerRow):
-    """The score and the label of each row, for the area under the ROC curve of two classes.
+    """The score and the label of each row, from which the area under the ROC curve of two classes is computed.
 
-    It is the probability that a row of class 1 has a higher score than one of class 0, where equal scores count half
-    (Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", 1982). It is exact: ranks of all rows are
-    needed, so that it cannot be a sum over batches.
+    The area is the probability that a row of class 1 has a higher score than a row of class 0, where equal scores count
+    half (Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", 1982). It is computed exactly, from
+    the ranks of all rows. It therefore cannot be added up over batches, and the rows are kept.
     """
 
     def compute(self) -> Total:
-        """Return the area, from 0 to 1; NaN if one of the classes has no row."""
+        """Return the area under the ROC curve, from 0 to 1, or NaN if one of the two classes has no row."""
         return roc_auc(np.asarray(self.values["score"]), np.asarray(self.values["label"]))
 
 
 def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
-    """Compute the area under the ROC curve from midranks.
+    """Compute the area under the ROC curve of two classes from midranks; NaN if one of the classes has no row.
 
     Args:
         score: `[rows]`, higher for class 1.
@@ -119,7 +119,10 @@ class Alignment:
 
 
 def accuracy(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
-    """Compute the top-1 accuracy: the share of rows (examples or tokens) whose largest logit is that of the label."""
+    """Compute the top-1 accuracy: the share of rows (examples or tokens) whose largest logit is that of the label.
+
+    The result is a sum and a count (`Mean`), so that batches can be added up.
+    """
     return masked_mean(logits.argmax(-1) == labels, mask)
 
 
@@ -165,6 +168,8 @@ def calibration(
 def agreement(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
     """Compute the top-1 agreement: the share of rows (examples or tokens) where both models predict the same class.
 
+    The result is a sum and a count (`Mean`), so that batches can be added up.
+
     References:
         Stanton et al., "Does Knowledge Distillation Really Work?", 2021, https://arxiv.org/abs/2106.05945
     """
@@ -179,23 +184,25 @@ def agreement_on_errors(
 ) -> Mean:
     """Compute the top-1 agreement of student and teacher on the rows (examples or tokens) where the teacher is wrong.
 
-    The labels contradict these predictions of the teacher, so a student cannot learn this agreement from labels.
+    The labels contradict these predictions of the teacher, so a student cannot learn this agreement from labels. The
+    result is a sum and a count (`Mean`), so that batches can be added up.
     """
     top = teacher.argmax(-1)
     return masked_mean(student.argmax(-1) == top, broadcast_mask(mask, top.shape) & (top != labels))
 
 
 def cosine_similarity(student: Float[Array, "rows width"], teacher: Float[Array, "rows width"], mask: Mask) -> Mean:
-    """Compute the mean over rows of the cosine of the angle between the two models' embeddings, from -1 to 1."""
+    """Compute the cosine similarity of the embeddings of student and teacher, from -1 to 1, as a `Mean` over rows."""
     x, y = (z.astype(jnp.float32) for z in (student, teacher))
     x, y = (z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) for z in (x, y))
     return masked_mean((x * y).sum(-1), mask)
 
 
 def divergence(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
-    """Compute the mean over rows of `KL(teacher || student) = sum_c p_c log(p_c / q_c)` at temperature 1, in nats.
+    """Compute the Kullback-Leibler divergence `KL(teacher || student) = sum_c p_c log(p_c / q_c)`, in nats.
 
-    p is softmax(teacher), and q is softmax(student). Classes with p_c = 0 (a teacher logit of -inf) add 0.
+    p is softmax(teacher), and q is softmax(student), both at temperature 1. Classes with p_c = 0 (a teacher logit of
+    -inf) add 0. The result is the mean over rows, as a sum and a count (`Mean`).
     """
     log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (teacher, student))
     p = jnp.exp(log_p)

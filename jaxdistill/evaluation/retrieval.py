@@ -1,9 +1,9 @@
 """Measure how well a model with two towers finds the text of an image, and the images of a text, in a whole test set.
 
-R@k (recall at k) is the share of queries of which a right answer is among the k most similar ones. It depends on the
-number of candidates, so that the candidates are those of the whole test set, never those of a batch, and chance is
-reported beside it. Images with equal texts are all right answers of that text. Where two texts are a pair
-(`siamese`), the first takes the place of the image.
+R@k (recall at k) is the share of queries that have a right answer among their k most similar candidates. It depends on
+the number of candidates. Therefore the candidates are those of the whole test set, never those of a batch, and the R@k
+of a random order is reported as chance. If several images have the same text, all of them are right answers to it.
+For pairs of two texts (`siamese`), the first text takes the place of the image.
 """
 
 import math
@@ -21,27 +21,27 @@ IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_text", "text_image"
 
 @struct
 class Retrieval(PerRow):
-    """The embeddings of the image and of the text of each row, and the tokens by which equal texts are known.
+    """The image and text embeddings of each row, and the tokens of its text, from which R@k (recall at k) is computed.
 
-    Its values are `image` and `text`, `[rows, width]`, of unit norm; `tokens`, `[rows, length]`, of the text, if the
-    model reads tokens; and `image_tokens`, if the first side is a text, too. All rows are needed, so that it cannot be
-    a sum over batches.
+    `values` has the embeddings `image` and `text`, `[rows, width]`, of unit norm. If the model reads tokens, it has the
+    text's `tokens`, `[rows, length]`, which tell equal texts. If the first side is a text too, it also has
+    `image_tokens`. R@k needs the rows of the whole test set, so it cannot be added up over batches.
     """
 
     def compute(self) -> dict[str, float]:
-        """Return R@k in both directions, the numbers of images and of different texts, and chance; see `recalls`."""
+        """Return R@k (recall at k) in both directions, its chance level and the numbers of candidates, as `recalls`."""
         values = {name: np.asarray(value) for name, value in self.values.items()}
         return recalls(values["image"], values["text"], values.get("tokens"), values.get("image_tokens"))
 
 
 def retrieval(out: Outputs, rows: RowsLike, mask: Array, second_text: str = "") -> Retrieval:
-    """Return what a batch adds to the measures of retrieval.
+    """Collect the embeddings and tokens of a batch, from which R@k (recall at k) over the test set is computed later.
 
     Args:
         out: outputs of a model with two towers.
         rows: the batch, with `input_ids` and `attention_mask` if texts are tokens.
         mask: 0 for rows that only fill the batch, `[rows]`.
-        second_text: of a model of two texts, `Model.second_text`: prefix of the fields of the second.
+        second_text: prefix of the second text's fields, for a model of two texts (`Model.second_text`); else empty.
     """
     values: dict[str, Any] = {"image": out.embedding, "text": out.text_embedding}
     sides = {"image_tokens": "", "tokens": second_text} if second_text else {"tokens": ""}
@@ -55,21 +55,21 @@ def retrieval(out: Outputs, rows: RowsLike, mask: Array, second_text: str = "") 
 def recalls(
     images: np.ndarray, texts: np.ndarray, tokens: np.ndarray | None = None, image_tokens: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Compute R@1 and R@5 in both directions over all images and all different texts.
+    """Compute the recall at 1 and at 5 (R@1, R@5) from image to text and from text to image, over a whole test set.
 
-    A wrong candidate that is as similar as the right one is ranked before it, so that a model that embeds everything
-    alike finds nothing.
+    A wrong candidate that is as similar as the right one is ranked before it. So a model that gives all inputs the same
+    embedding finds nothing.
 
     Args:
-        images, texts: embeddings of unit norm of the pairs, `[pairs, width]`.
-        tokens: tokens of the texts, `[pairs, length]`, by which equal texts are known; None: all texts differ.
-        image_tokens: the same for the first side, if it is a text too; None: all images differ.
+        images, texts: embeddings of the pairs, of unit norm, `[pairs, width]`.
+        tokens: tokens of the texts, `[pairs, length]`, which tell equal texts; None if all texts differ.
+        image_tokens: tokens of the first side if it is a text too, `[pairs, length]`; None if all images differ.
 
     Returns:
-        `image_text_r1` (the text of an image is the most similar one), `image_text_r5`, `text_image_r1`,
-        `text_image_r5`, each with its chance under the same name with `chance_` before it, from 0 to 1; and
-        `gallery_images` and `gallery_texts`, the numbers of candidates; of two texts, `gallery_first_texts` in place of
-        the first.
+        A dict. `image_text_r1`, `image_text_r5`, `text_image_r1` and `text_image_r5` are shares from 0 to 1, where
+        `image_text` means that images are the queries. The R@k of a random order has the same name after `chance_`.
+        `gallery_images` and `gallery_texts` are the numbers of candidates; with `image_tokens`, `gallery_first_texts`
+        replaces `gallery_images`.
     """
     (images, of_image), (texts, of_text) = _different(images, image_tokens), _different(texts, tokens)
     pairs = np.unique(np.stack([of_image, of_text], axis=1), axis=0)
@@ -85,7 +85,7 @@ def recalls(
 
 
 def _different(embeddings: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return one embedding of each different text, `[texts, width]`, and the number of the text of each pair."""
+    """Return one embedding for each distinct text, `[texts, width]`, and for each pair the number of its text."""
     embeddings = np.asarray(embeddings, np.float32)
     if tokens is None:
         return embeddings, np.arange(len(embeddings))
@@ -94,11 +94,11 @@ def _different(embeddings: np.ndarray, tokens: np.ndarray | None) -> tuple[np.nd
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return how many wrong candidates are at least as similar to each query as its best right one, `[queries]`.
+    """Count for each query the wrong candidates that are at least as similar as its best right one, `[queries]`.
 
     Args:
         queries, candidates: embeddings, `[queries, width]` and `[candidates, width]`.
-        pairs: numbers of a query and of a right candidate, `[pairs, 2]`; each query has at least one.
+        pairs: `[pairs, 2]`, the number of a query and the number of a right candidate; each query has at least one.
     """
     ranks = []
     for start in range(0, len(queries), QUERIES):
@@ -112,10 +112,10 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np
 
 
 def _chance(right: np.ndarray, count: int, k: int) -> float:
-    """Return R@k of a random order of `count` candidates, of which `right` `[queries]` are right for each query."""
+    """Return the expected R@k of `count` candidates in random order, of which `right[q]` are right for query q."""
     return float(np.mean([_hit(count, each, k) for each in right.tolist()]))
 
 
 def _hit(count: int, right: int, k: int) -> float:
-    """Return the probability that one of `right` right answers is among k of `count` candidates, drawn at random."""
+    """Return the probability that k of `count` candidates, drawn at random, include one of the `right` right ones."""
     return 1 - math.comb(count - right, k) / math.comb(count, k) if count >= k else 1.0

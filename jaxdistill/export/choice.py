@@ -1,4 +1,4 @@
-"""Choose an export format and what runs it, after checking that their packages are installed."""
+"""Choose an export format, its runtime and a target device, after checking that their packages are installed."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from jaxdistill.export.network import Definition, Exporter
 
 
 def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
-    """Build the export format that a spec names, with one runtime.
+    """Build the exporter of a format, with the one runtime that will run its file.
 
     Args:
         spec: spec string of the format, such as `onnx(int8='dynamic')`.
-        runtime: name of the runtime; empty: the first one of the format.
-        path, runtime_path: where spec and runtime come from, for error messages.
+        runtime: name of the runtime, such as `onnxruntime`; empty for the format's first one.
+        path, runtime_path: config keys, or options of the command line, with spec and runtime, for error messages.
 
     Raises:
         ConfigError: there is no such format or runtime, or a package is missing.
@@ -37,7 +37,7 @@ def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
 
 
 def choose_device(spec: str, path: str, formats: Sequence[str] = ()) -> Device:
-    """Build the device that a spec names.
+    """Build the profile of the target device that a spec string names, and check that it takes the formats.
 
     Args:
         spec: spec string of the device, such as `cpu(threads=1)`.
@@ -45,7 +45,7 @@ def choose_device(spec: str, path: str, formats: Sequence[str] = ()) -> Device:
         formats: spec strings of the formats that are exported.
 
     Raises:
-        ConfigError: there is no such device, it does not take a format, or a package is missing.
+        ConfigError: there is no such device, the device does not take a format, or a package is missing.
     """
     device: Device = registry.devices.build(spec, path)
     for to in formats:
@@ -58,17 +58,17 @@ def choose_device(spec: str, path: str, formats: Sequence[str] = ()) -> Device:
 
 
 def check_model(exporter: Exporter, spec: str, model: str, definition: Definition | None, path: str) -> None:
-    """Check that a format can hold a model.
+    """Check that a model can be exported to a format.
 
     Args:
-        exporter: the format.
-        spec: its spec string.
+        exporter: the export format.
+        spec: spec string of the format.
         model: name of the model, such as "student".
-        definition: architecture of the model; None: it has no Hugging Face format.
-        path: where the spec comes from, for error messages.
+        definition: architecture of the model; None if the model has no Hugging Face format.
+        path: config key, or option of the command line, with the spec of the format, for error messages.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the format cannot hold the model; the message says why.
     """
     if exporter.refuse and (reason := exporter.refuse(definition)):
         raise ConfigError(path, f"{spec} cannot hold {model}: {reason}")

@@ -1,4 +1,4 @@
-"""Read how the model in a folder is built: the spec of its network, its architecture and its tokenizer."""
+"""Read how the model in a folder is built: its spec string, its architecture and its tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from jaxdistill.models.pretrained import architecture_of_spec
 
 
 def model_spec(folder: Path, about: About) -> str:
-    """Return the spec string that builds the model of a folder.
+    """Return the spec string (a registered name with arguments, as text) that builds the model in a folder.
 
-    A model with a Hugging Face format is built from the files of the folder.
+    For a model in the Hugging Face format, it is `pretrained(FOLDER)`, which reads the files of the folder.
 
     Args:
         folder: the folder of the model.
-        about: what `model_folder.read_about` reads from it.
+        about: the description of the model, from `model_folder.read_about`.
     """
     if not about.hub_layout:
         return about.model
@@ -25,13 +25,13 @@ def model_spec(folder: Path, about: About) -> str:
 
 
 def definition_of(folder: Path) -> Definition | None:
-    """Return the architecture and the tokenizer of the model in a folder, without its weights.
+    """Read the architecture and the tokenizer of the model in a folder, without its weights.
 
     Args:
         folder: the folder of the model.
 
     Returns:
-        The definition; None: the model has no Hugging Face format.
+        The definition, or None if the model has no Hugging Face format.
     """
     about, tokenizer = model_folder.read_about(folder), folder / "tokenizer.json"
     form = architecture_of_spec(model_spec(folder, about))
@@ -40,5 +40,5 @@ def definition_of(folder: Path) -> Definition | None:
 
 
 def _tuples(value: Any) -> Any:
-    """Return lists, which JSON has instead of tuples, as tuples."""
+    """Convert lists, also nested ones, to tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

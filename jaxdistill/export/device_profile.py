@@ -1,4 +1,4 @@
-"""Profiles of target devices: supported formats, limits, and the report of a device's compiler about a file."""
+"""Define profiles of target devices: supported formats, limits, and the compiler's report on an exported file."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,11 +11,11 @@ from jaxdistill.export.network import Exporter
 
 
 class Refused(NamedTuple):
-    """An operation of a file that a device does not run.
+    """An operation of an exported file that a target device does not run.
 
     operation: its name in the format, such as `GATHER_ND`
-    layer: the layer of the model that it belongs to, such as `embed/token`; empty: not known
-    reason: why, as the device's compiler says it; empty: the device has no such operation
+    layer: the layer of the model that it belongs to, such as `embed/token`; empty if it is not known
+    reason: why, as the device's compiler says it; empty if the device has no such operation
     """
 
     operation: str
@@ -23,19 +23,19 @@ class Refused(NamedTuple):
     reason: str = ""
 
     def sentence(self) -> str:
-        """Return the operation, its layer, the reason and the change that would help."""
+        """Return a sentence with the operation, its layer, the reason, and the change to the model that would help."""
         where = f" in {self.layer}" if self.layer else ""
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.operation}{where}{why}: {change_for(self.operation)}"
 
 
 class Report(NamedTuple):
-    """The answer of a device's compiler, or of a list of its operations, about a file.
+    """The report on an exported file for a target device: which operations the device runs, and estimates of its cost.
 
     operations: number of operations, as the device counts them
-    refused: the operations that it leaves to the processor, or cannot run
-    numbers: further numbers in words, such as `{"SRAM": "269 KiB"}`
-    milliseconds: estimated time of one example on the device; NaN: not known
+    refused: the operations that the device leaves to the processor, or cannot run
+    numbers: further numbers as text, by name, such as `{"SRAM": "269 KiB"}`
+    milliseconds: estimated time of one example on the device; NaN if it is not known
     """
 
     operations: int
@@ -44,7 +44,7 @@ class Report(NamedTuple):
     milliseconds: float = float("nan")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of `device` in `export.json`."""
+        """Return the report as a dict of JSON values, for the key `device` of `export.json`."""
         sentences = list(dict.fromkeys(each.sentence() for each in self.refused))
         return {
             "operations": self.operations,
@@ -56,14 +56,14 @@ class Report(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A kind of device; see `registry.devices`.
+    """The profile of a target device: what it can run, and how to inspect a file for it; see `registry.devices`.
 
-    formats: names of the export formats that it takes; empty: all
-    integers: True: it computes with 8-bit integers alone
-    memory: bytes for the weights; 0: no limit is known
-    threads: processors that a file may use while it is measured on this machine; 0: as many as the command says
-    has_time: False: neither this machine nor the compiler reports how fast the device is
-    inspect: function `(file) -> Report`; None: the device runs every operation, and is this machine
+    formats: names of the export formats that it takes; empty for all formats
+    integers: whether it computes with 8-bit integers alone
+    memory: bytes for the weights; 0 if no limit is known
+    threads: processors that a file may use while it is measured on this machine; 0 for as many as the command says
+    has_time: whether the time on the device is known, from measurements on this machine or from its compiler
+    inspect: function `(file) -> Report`; None if the device is this machine, which runs every operation
     packages: packages that `inspect` needs
     extra: the extra of jaxdistill that has these packages
     """
@@ -97,16 +97,16 @@ CHANGES = (  # (operations, what to change)
 
 
 def change_for(operation: str) -> str:
-    """Return the change of a model, or of its export, that helps where a device lacks an operation."""
+    """Return advice, as a clause, on how to change a model or its export if a device does not run an operation."""
     changes = [change for names, change in CHANGES if operation in names]
     return changes[0] if changes else "give the model another layer, or leave this one to the processor"
 
 
 def bytes_of(megabytes: float) -> int:
-    """Convert the argument of a device to bytes; 0: no limit.
+    """Convert megabytes, the memory limit of a device, to bytes; 0 means no limit.
 
     Raises:
-        ValueError: it is negative.
+        ValueError: the number is negative.
     """
     if megabytes < 0:
         raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
@@ -114,18 +114,18 @@ def bytes_of(megabytes: float) -> int:
 
 
 def check_device(device: Device, spec: str, to: str, parameters: int, model: str, path: str) -> None:
-    """Check that a device takes a format, and can hold a model, before anything is trained or converted.
+    """Check that a device takes an export format, and has memory for a model, before anything is trained or converted.
 
     Args:
         device: the device.
         spec: spec string of the device.
         to: spec string of the export format.
-        parameters: number of parameters of the model; 0: not known yet.
+        parameters: number of parameters of the model; 0 if it is not known yet.
         model: name of the model, such as "student".
         path: config key, or option of the command line, with the spec of the device, for error messages.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the device does not take the format, or has too little memory for the weights.
     """
     factory, bound = registry.exporters.bind(to, path)
     name = factory.__name__
@@ -144,5 +144,5 @@ def check_device(device: Device, spec: str, to: str, parameters: int, model: str
 
 
 def refused_by(operations: Sequence[tuple[str, str]], known: Collection[str]) -> tuple[Refused, ...]:
-    """Return the operations, `(name, layer)`, that are not among the known ones."""
+    """Return the operations of a file, `(name, layer)`, that a device which knows only the names `known` cannot run."""
     return tuple(Refused(name, layer) for name, layer in operations if name not in known)

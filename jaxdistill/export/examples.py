@@ -1,4 +1,4 @@
-"""Test and training records as a network reads them, to compare its files with it and to choose ranges of integers."""
+"""Prepare test records to compare exported files with their model, and training records to calibrate quantisation."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,11 +16,11 @@ LARGEST_OUTPUTS = 2**29  # bytes of all outputs; fewer test records are used if 
 
 
 class Examples(NamedTuple):
-    """Test records as a network reads them.
+    """Test records in the form of a network's inputs, with their labels.
 
-    inputs: `{field: [examples, ...]}`
-    labels: class of each example, `[examples]`, or of each token, `[examples, length]`; None: there are none
-    counts: whether each example, or token, counts
+    inputs: the arrays that the network reads, `{field: [examples, ...]}`
+    labels: class of each example, `[examples]`, or of each token, `[examples, length]`; None without labels
+    counts: boolean mask of the examples, `[examples]`, or tokens, `[examples, length]`, that count
     """
 
     inputs: dict[str, np.ndarray]
@@ -29,13 +29,15 @@ class Examples(NamedTuple):
 
 
 def test_examples(network: Network, data: Pipeline, size: int, records: int) -> Examples:
-    """Return the test records as a network reads them, as many as its outputs leave room for.
+    """Return test records in the form of a network's inputs.
+
+    Fewer records are returned, with a note, if the outputs for all of them would exceed `LARGEST_OUTPUTS` bytes.
 
     Args:
-        network: the network.
+        network: the network that reads the records.
         data: data pipeline of the run.
-        size: examples that are prepared at once.
-        records: number of test records; 0: all.
+        size: number of examples that are prepared at once.
+        records: number of test records; 0 means all.
     """
     opened = data.open(data.test)
     shape = jax.eval_shape(network.function, network.shapes(1)).shape
@@ -54,10 +56,12 @@ def test_examples(network: Network, data: Pipeline, size: int, records: int) -> 
 
 
 def training_samples(network: Network, data: Pipeline) -> Iterator[Rows]:
-    """Yield batches of training records from the whole data set.
+    """Yield batches of training records, `{field: [rows, ...]}`, to calibrate the activation ranges of quantisation.
+
+    At most `SAMPLES` records are used, at equal distances in the data set, without random augmentation.
 
     Args:
-        network: the network that reads them.
+        network: the network that reads the records.
         data: data pipeline of the run.
     """
     stream = data.streams["train"]

@@ -12,11 +12,11 @@ ABOUT = "export.json"
 
 
 def write(folder: Path, class_names: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write what is known of an exported file beside it, and seal the folder.
+    """Write `export.json` and `README.md` beside an exported file, and seal the folder (write checksums of all files).
 
     Args:
-        folder: the folder with the file.
-        class_names: names of its classes, in order; empty: it has none.
+        folder: the folder with the exported file.
+        class_names: names of the model's classes, in order; empty if they have no names.
         about: how the file was made, what it reads, and what was measured; the content of `export.json`.
     """
     seal.write(folder / ABOUT, about)

@@ -1,4 +1,4 @@
-"""The Hugging Face format of a model: the files that transformers and sentence-transformers load."""
+"""Convert a model to the Hugging Face format: the files that transformers and sentence-transformers load."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +13,15 @@ from jaxdistill.models.hub.weights import export_arrays
 def config_files(
     family: str, arguments: Mapping[str, Any], class_names: Sequence[str] = (), length: int = 0
 ) -> dict[str, Any]:
-    """Return the JSON files, by name, with which transformers builds a model, and sentence-transformers an embedder.
+    """Return the JSON files from which transformers, or sentence-transformers, builds a model: a dict by file name.
+
+    The files of sentence-transformers are included for a text encoder without a classification head.
 
     Args:
         family: name of the model family, such as "bert", which defines the Hugging Face config and weight names.
         arguments: arguments with which the family's factory built the model.
-        class_names: names of the classes, in order; empty: they are named LABEL_0, LABEL_1, ...
-        length: largest number of tokens of a text; 0: the model reads no text.
+        class_names: names of the classes, in order; if empty, transformers calls them LABEL_0, LABEL_1, ...
+        length: largest number of tokens of a text; 0 if the model reads no text.
     """
     config = families[family].config(arguments)
     if class_names and len(config.get("id2label", ())) == len(class_names):
@@ -30,7 +32,9 @@ def config_files(
 
 
 def in_transformers(family: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether transformers has the architecture of a model; a config of our own names it `jaxdistill_...`.
+    """Return True if transformers has the architecture of a model.
+
+    The config of any other architecture has a `model_type` that begins with "jaxdistill".
 
     Args:
         family: name of the model family.
@@ -40,7 +44,7 @@ def in_transformers(family: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _embedder_files(arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return the files of a sentence-transformers model: the network, then pooling, then scaling to length 1."""
+    """Return the JSON files of a sentence-transformers model by name, for its network, pooling and normalisation."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -59,7 +63,7 @@ def _embedder_files(arguments: Mapping[str, Any], length: int) -> dict[str, Any]
 
 
 def weights(family: str, arguments: Mapping[str, Any], variables: Variables) -> dict[str, np.ndarray]:
-    """Return the weights of a model with the names and layouts of transformers.
+    """Return the weights of a model as a dict of arrays, with the names and layouts of transformers.
 
     Args:
         family: name of the model family.

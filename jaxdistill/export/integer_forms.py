@@ -1,8 +1,9 @@
-"""Rewrite a trained network with the operations of integer files: finite masks, no `erf`, no negative row numbers.
+"""Rewrite a trained network for 8-bit integer files: finite attention masks, no `erf`, no negative row indices.
 
 A file in 8-bit integers has one range for each array. A mask of minus infinity would stretch the range of attention
 scores until no integer is left for the scores themselves. NPUs have neither `erf` nor `select`, and the quantizer
-leaves `neg` and `reduce_max` in floats. The network is read from its trace, so that models need no change:
+leaves `neg` and `reduce_max` in floats. The trace of the network (its jaxpr) is rewritten, so that models need no
+change:
 
     where(mask, x, -inf)      mask x - MASK (1 - mask), where mask is 1 or 0; so is x + c, where c is 0 or -inf
     erf(z), erfc(z)           tanh(1.1284 z + 0.1009 z^3), which differs by at most 4e-4
@@ -32,12 +33,12 @@ LINEAR, CUBIC = 2 / np.sqrt(np.pi), 0.1009  # erf(z) is about tanh(LINEAR z + CU
 
 
 class _Softmax(NamedTuple):
-    """An array on the way from a maximum to the softmax that subtracts it.
+    """An intermediate array of a softmax that subtracts its maximum, such as the maximum or the sum of exponentials.
 
     value: the array
-    unshifted: it without the subtraction; None: the array is the maximum itself
-    axes: the axes along which the maximum is one number
-    origin: the exponentials that it comes from
+    unshifted: the array as it would be without the subtraction; None for the maximum itself
+    axes: the axes over which the maximum was taken
+    origin: identity of the exponentials that the array holds, or was summed from
     """
 
     value: Array
@@ -47,17 +48,17 @@ class _Softmax(NamedTuple):
 
 
 class _Negative(NamedTuple):
-    """The comparison of whole numbers with 0: `value` is True where one of the numbers `of` is negative."""
+    """The comparison of an array of integers with 0: `value` is True where the array `of` is negative."""
 
     of: Array
     value: Array
 
 
 def for_integers(network: Network) -> Callable[[RowsLike], Array]:
-    """Return a function that computes nearly the output of a network, with the operations of integer files.
+    """Return a function that approximates a network with operations that 8-bit integer files and NPUs have.
 
     Pixels that the network reads as bytes may be given as floats: converting bytes is no operation of integer files.
-    Each operation gets the name of the layer whose weights it follows, which compilers of devices report.
+    Each operation is named after the layer whose weights were used last; compilers of devices report this name.
 
     Args:
         network: a trained model as a function of a batch.
@@ -76,7 +77,7 @@ def for_integers(network: Network) -> Callable[[RowsLike], Array]:
 
 
 class _Interpreter:
-    """Computes a jaxpr by the rules of this module.
+    """An interpreter that evaluates a jaxpr, with the rewriting rules of this module.
 
     Args:
         layers: name of the layer of each weight, by the weight's `id`.
@@ -108,14 +109,14 @@ def _reduce_max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
 
 
 def _max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
-    """Keep a maximum: it may be the larger one of itself and minus infinity."""
+    """Replace max(m, -infinity), where m is the maximum of a softmax, by m."""
     softmaxes = [x for x in operands if isinstance(x, _Softmax)]
     others = [x for x in operands if not isinstance(x, _Softmax)]
     return softmaxes[0] if len(softmaxes) == 1 and all(map(_is_least, others)) else None
 
 
 def _moved(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
-    """Give axes, or another order of axes, to a maximum or to the sum of exponentials."""
+    """Apply an operation that adds or reorders axes to the maximum of a softmax, or to its sum of exponentials."""
     (x,) = operands
     if not isinstance(x, _Softmax) or x.axes:
         return None
@@ -178,7 +179,7 @@ def _add(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
 
 
 def _masked(x: Array, is_kept: Any) -> Array:
-    """Return scores of which those that are not kept (0) become -MASK."""
+    """Return attention scores with -MASK in place of those where `is_kept` is 0."""
     return x * is_kept + MASK * (is_kept - 1.0)
 
 
@@ -224,13 +225,16 @@ def _is_traced(x: Any) -> bool:
 
 
 def _is_infinite(x: Any, sign: float) -> np.ndarray | None:
-    """Return where a constant is infinite, or as good as that, with one sign; None: it is traced, or no float."""
+    """Return a boolean mask of the entries of a constant that are infinite, or huge, with the sign `sign`.
+
+    Return None for an array that is traced, and therefore no constant, or has no float dtype.
+    """
     if _is_traced(x) or not jnp.issubdtype(jnp.result_type(x), np.floating):
         return None
     return np.asarray(np.asarray(x) * sign > INFINITE)
 
 
 def _is_least(x: Any) -> bool:
-    """Return True for a constant that is minus infinity, or the least number of its type, everywhere."""
+    """Return True for a constant whose entries are all minus infinity, or the least number of its dtype."""
     where = _is_infinite(x, -1.0)
     return where is not None and bool(where.all())

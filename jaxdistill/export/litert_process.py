@@ -1,7 +1,7 @@
 """Convert a StableHLO program to LiteRT: `python -m jaxdistill.export.litert_process FOLDER NAMES OUTPUT RECIPE`.
 
-The program is FOLDER/model.mlir. Converter and quantizer end the process where they fail, so they have their own, which
-imports no JAX.
+The program is FOLDER/model.mlir. A converter or quantizer that fails can end its process, so both run in a process of
+their own, which does not import JAX.
 """
 
 import json
@@ -14,7 +14,13 @@ PROGRAM, SAMPLES, RESULT = "model.mlir", "samples.npz", "model.tflite"
 
 
 def convert(program: str, names: list[str], output: str) -> bytes:
-    """Return a StableHLO program as the content of a LiteRT file, whose inputs and output have these names."""
+    """Convert a StableHLO program to LiteRT, and return the content of the file.
+
+    Args:
+        program: the program as text.
+        names: names of the file's inputs, in the order of the program's arguments.
+        output: name of the file's output.
+    """
     from litert_converter import converter_api_ext as api
     from litert_converter.mlir import ir, passmanager
 
@@ -29,12 +35,12 @@ def convert(program: str, names: list[str], output: str) -> bytes:
 
 
 def quantize(content: bytes, recipe_name: str, samples: Path) -> bytes:
-    """Return a LiteRT file in integers.
+    """Quantise a LiteRT file to 8-bit integers, and return the content of the new file.
 
     Args:
-        content: the file in floats.
-        recipe_name: name of a recipe of `litert_quantizer`.
-        samples: npz file with records for the ranges of activations; read if the recipe needs them.
+        content: content of the file in floats.
+        recipe_name: name of a recipe of `litert_quantizer`, such as `static_wi8_ai8`.
+        samples: npz file with calibration records for the ranges of activations; read only if the recipe needs them.
     """
     from litert_quantizer import quantizer, recipe
 
@@ -51,7 +57,7 @@ def quantize(content: bytes, recipe_name: str, samples: Path) -> bytes:
 
 
 def main() -> None:
-    """Convert the program in a folder, and write the file beside it."""
+    """Convert the StableHLO program in a folder to LiteRT, and write the file beside it."""
     folder, names, output, recipe_name = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
     content = convert((folder / PROGRAM).read_text(encoding="utf-8"), names, output)
     if recipe_name:

@@ -1,4 +1,4 @@
-"""Measure exported files: their outputs beside the model's, accuracy, bytes, latency and memory, each in a process."""
+"""Measure exported files, each in its own process: difference from the model's outputs, accuracy, latency, memory."""
 
 import contextlib
 import importlib
@@ -24,15 +24,15 @@ DIVERGENCE = 0.01  # nats; of a file of a language model with rounded weights: l
 
 
 class Difference(NamedTuple):
-    """Differences between the outputs of a file and those of its model.
+    """The differences between the outputs of an exported file and those of its model.
 
     largest: greatest difference, as a share of the greatest output of the model
     record: number of the example with the greatest difference
     same: share of the examples (or tokens) with the same most likely class; NaN for embeddings
     accuracy, expected_accuracy: accuracy of the file and of the model; NaN without labels
-    divergence: of a language model: Kullback-Leibler divergence of the file's distribution of the next token from that
-        of the model, the mean over the tokens, in nats; else NaN
-    auc, expected_auc: with two classes: area under the ROC curve of the file and of the model; else NaN
+    divergence: Kullback-Leibler divergence of the file's next-token distribution from that of the model, the mean over
+        the tokens, in nats; NaN if the model is no language model
+    auc, expected_auc: area under the ROC curve of the file and of the model; NaN unless there are labels of two classes
     """
 
     largest: float
@@ -45,10 +45,10 @@ class Difference(NamedTuple):
     expected_auc: float = float("nan")
 
     def problem(self, rounds: bool) -> str:
-        """Return what is beyond the bounds, as a sentence; empty: nothing.
+        """Return a sentence on a difference that exceeds its allowed bound, or an empty text if none does.
 
         Args:
-            rounds: True: the file has rounded weights, or computes with integers.
+            rounds: whether the file has rounded weights, or computes with integers.
         """
         if not np.isfinite(self.largest):
             return f"the output for test record {self.record} is not finite"
@@ -71,12 +71,12 @@ class Difference(NamedTuple):
 
 
 def difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | None, classifies: bool) -> Difference:
-    """Compare the outputs of a file with those of the model.
+    """Compare the outputs of an exported file with those of its model.
 
     Args:
         outputs, expected: outputs of the file and of the model, `[examples, ...]`.
-        labels: class of each example or token; None: there are none.
-        classifies: False: the outputs are embeddings.
+        labels: class of each example or token; None without labels.
+        classifies: whether the outputs are logits of classes, not embeddings.
     """
     errors = np.abs(np.float64(outputs) - expected).reshape(len(outputs), -1).max(1)
     errors = np.where(np.isfinite(errors), errors, np.inf)
@@ -94,16 +94,19 @@ def difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | N
 
 
 class RunError(RuntimeError):
-    """The error for a process that has ended; the message says how, and what it wrote last."""
+    """The error raised if the process that runs a file has ended; its message says how, and the last line it wrote."""
 
 
 class Runner:
-    """A process that runs an exported file; see `process.py`.
+    """A process that runs an exported file and answers commands; see `process.py`.
 
     Args:
-        runtime: name of the runtime.
-        file: the file.
-        threads: number of threads.
+        runtime: name of the runtime, such as `onnxruntime`.
+        file: the exported file.
+        threads: number of threads, and of processors, that the process may use.
+
+    Raises:
+        RunError: the process has ended before it opened the file.
     """
 
     def __init__(self, runtime: str, file: Path, threads: int):
@@ -121,7 +124,11 @@ class Runner:
             raise
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Send a command, and return the answer.
+        """Send a command to the process, and return the process's answer.
+
+        Args:
+            do: name of the command: "outputs", "seconds" or "memory".
+            arguments: arguments of the command.
 
         Raises:
             RunError: the process has ended.
@@ -133,7 +140,7 @@ class Runner:
         return self._answer()
 
     def seconds(self, calls: int) -> float:
-        """Return the time that some calls with one example take."""
+        """Return the time of `calls` calls with one example, in seconds."""
         return float(self.ask("seconds", calls=calls))
 
     def _answer(self) -> Any:
@@ -160,7 +167,7 @@ class Measured(NamedTuple):
 
     outputs: its outputs for the test records, `[examples, ...]`
     latency: time of one example
-    memory: greatest memory of its process, in bytes
+    memory: peak memory of its process, in bytes
     """
 
     outputs: np.ndarray
@@ -169,12 +176,12 @@ class Measured(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A file to measure.
+    """An exported file to measure, and how to run it.
 
-    name: its name in results and in error messages
-    runtime: name of the runtime that runs it
+    name: name of the file in results and in error messages
+    runtime: name of the runtime that runs the file
     file: the file
-    rows: examples that are run at once
+    rows: number of examples that are run at once
     """
 
     name: str
@@ -184,15 +191,15 @@ class Job(NamedTuple):
 
 
 def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Measured | str]:
-    """Run files on the same examples, each in its own process, and time them in turns.
+    """Run exported files on the same examples, each in its own process, and time them in turns.
 
     Args:
         jobs: the files.
         inputs: the examples, `{field: [examples, ...]}`.
-        threads: number of threads, and of processors, that each may use.
+        threads: number of threads, and of processors, that each file may use.
 
     Returns:
-        What was measured of each file by name; a text if its process has ended, which says how.
+        The measurements of each file, by name. If the process of a file has ended, its entry is a text that says how.
     """
     results: dict[str, Measured | str] = {}
     place_of_files = jobs[0].file.parent  # so that a killed command leaves nothing elsewhere
@@ -216,10 +223,10 @@ def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int)
 
 
 def is_installed(package: str) -> bool:
-    """Return True if a package can be imported; it is not imported."""
+    """Return True if a package is installed, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
 def package_of(runtime: str) -> str:
-    """Return the package that a runtime needs."""
+    """Return the name of the Python package that a runtime needs, such as "ai_edge_litert" for "litert"."""
     return str(importlib.import_module(f"jaxdistill.export.runtimes.{runtime}").PACKAGE)

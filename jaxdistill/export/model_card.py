@@ -92,7 +92,7 @@ On `{dataset}` (`{data["test"]}`), beside the other models of the run.{control}
 
 
 def _dataset(name: str) -> str:
-    """Return the name of a data set: of the user's own files, the name of the file or folder."""
+    """Return the public name of a data set; for the user's own files, the name of the file or folder without path."""
     try:
         spec = parse(name, "data.name")
     except ConfigError:  # a name of TensorFlow Datasets with a version, such as mnist:3.0.1
@@ -101,7 +101,10 @@ def _dataset(name: str) -> str:
 
 
 def public(text: str) -> str:
-    """Return a spec string or a title without local folders: of a path only its last part is left."""
+    """Remove local folders from a spec string or title: a path in quotes is shortened to its last part.
+
+    Ids of the Hugging Face hub, and texts that begin with "pypi:", are kept.
+    """
     return re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
 
 
@@ -111,14 +114,14 @@ def _last_part(path: str) -> str:
 
 
 def _records(about: About) -> str:
-    """Return records for an example of use, as Python code."""
+    """Return example records for the card's section on use, as Python code."""
     if len(about.texts) > 1:
         return "[{" + ", ".join(f'"{field}": "a text"' for field in about.texts) + "}]"
     return USES[about.task][0]
 
 
 def _quantized(student: Mapping[str, Any]) -> str:
-    """Return what the card says of a model that was trained for few bits; empty: it was trained in floats."""
+    """Return the card's sentence on quantisation-aware training, or an empty text for a model trained in floats."""
     if not student.get("quantized"):
         return ""
     stored = "the weights in this folder are rounded, and stored as floats"
@@ -130,7 +133,7 @@ def _row(rows: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
 
 
 def _base_model(about: About) -> str:
-    """Return the checkpoint that a model started from; empty: it started from random values."""
+    """Return the source of the pretrained checkpoint that a model started from; empty if it started at random."""
     try:
         spec = parse(about.model, "model")
     except ConfigError:
@@ -139,7 +142,7 @@ def _base_model(about: About) -> str:
 
 
 def _first_text(spec: Spec, name: str) -> str:
-    """Return the first argument of a spec, whose name is `name`; empty if it is no text."""
+    """Return the first argument of a spec, also if it is given as keyword `name`; empty if it is no text."""
     value = spec.args[0] if spec.args else spec.kwargs.get(name, "")
     return value if isinstance(value, str) else ""
 
@@ -164,7 +167,7 @@ def _front_matter(
 
 
 def _in_other_libraries(about: About, task: str) -> str:
-    """Return how other libraries load the model, as Markdown; empty if they cannot."""
+    """Return example code that loads the model in other libraries, as Markdown; empty if they cannot load it."""
     if not about.in_transformers or len(about.texts) > 1:
         return ""
     if task == "sentence-similarity":

@@ -29,29 +29,30 @@ ABOUT, WEIGHTS, CARD = "jaxdistill.json", "model.safetensors", "README.md"
 
 
 class About(NamedTuple):
-    """What it takes to use a model, beside its weights: the content of `jaxdistill.json`.
+    """The description of a trained model, with all that its use needs beside the weights: content of `jaxdistill.json`.
 
     model: spec string of the model, such as "mlp(widths=(64,), classes=10)"
     options: arguments of the model that the files of the Hugging Face layout cannot express, such as {"pool": "cls"}
     dtype: dtype of its computation, "float32" or "bfloat16"
     inputs: shape and dtype of one example of each batch field that the model was trained with
-    tokens: spec string of the tokenization, with `tokenizer='.'` for this folder; empty: the model reads no text
+    tokens: spec string of the tokenization, with `tokenizer='.'` for this folder; empty if the model reads no text
     texts: fields of a record that hold its texts
     transforms: spec strings of the transforms of its batches that are not random, such as "resize(size=224)"
     task: the task by its name on the Hugging Face hub, such as "text-classification"
-    class_names: names of the classes, in order; empty: they have none
+    class_names: names of the classes, in order; empty if they have no names
     batch_size: rows of a batch of its evaluation
     columns: columns of the user's files that the model reads, by argument of the data set `table`, such as
-        {"text": ["review"]}; empty: the data came from elsewhere
+        {"text": ["review"]}; empty for other data sets
     channels: channels of decoded images, 1 or 3
     embeds: whether the model has no classes, and gives the embedding of its input
     hub_layout: whether the folder has the layout of Hugging Face, which `pretrained(FOLDER)` reads
     in_transformers: whether transformers has the architecture too
-    parts: own parts that the spec names, with their modules
-    stage: name of the model in the result table of its run, such as "student"; empty: not known
-    run: random name of the run, as in its config.json; empty: not known
-    quantized: spec string of the quantizer that rounds the inputs of its products; empty: none
-    ranges: least and greatest input of products, by name of the weight; empty: not fixed
+    parts: components of the user (such as a model or a transform) that the spec strings name, each with its module
+    stage: name of the model in the result table of its run, such as "student"; empty if not known
+    run: random name of the run, as in its config.json; empty if not known
+    quantized: spec string of the quantizer of a model from quantisation-aware training, which rounds the inputs of
+        matrix products; empty for any other model
+    ranges: least and greatest input of each quantised product, by name of its weight; empty if they are not fixed
     """
 
     model: str
@@ -98,13 +99,13 @@ TYPES: seal.JsonTypes = {
 
 
 class Extras(NamedTuple):
-    """The files of a model folder that only some models have.
+    """The contents of a model folder that only some models have: Hugging Face format, tokenizer and image processor.
 
-    family: name of the model's family in transformers; empty: transformers does not have the architecture
+    family: name of the model's family, which defines its Hugging Face format; empty if it has no such format
     arguments: arguments of the family's factory
-    tokenizer: file of the tokenizer; None: the model reads no text
-    length: largest number of tokens of a text; 0: the model reads no text
-    image_processor: content of `preprocessor_config.json`; None: no image processor of transformers does the same
+    tokenizer: file of the tokenizer; None if the model reads no text
+    length: largest number of tokens of a text; 0 if the model reads no text
+    image_processor: content of `preprocessor_config.json`; None if no image processor of transformers does the same
     """
 
     family: str
@@ -115,12 +116,14 @@ class Extras(NamedTuple):
 
 
 def write(folder: Path, about: About, extras: Extras, variables: Variables, card: str) -> None:
-    """Write a model folder. It is written under another name and renamed when complete; an existing one is replaced.
+    """Write a trained model as a folder, and replace an existing one.
+
+    The folder is written under another name and renamed when it is complete.
 
     Args:
-        folder: the folder.
+        folder: the folder to write.
         about: how the model is built and what it reads.
-        extras: what transformers, the tokenizer and the image processor need.
+        extras: the contents that only some models have, such as a tokenizer.
         variables: the model's parameters and state, with any sharding. Every process must call the function; one
             process writes.
         card: text of the model card, in Markdown.
@@ -177,14 +180,14 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_card(folder: Path, card: str) -> None:
-    """Replace the model card of a folder, and its checksum, unless it has this text already."""
+    """Replace the model card in a model folder, and its checksum, unless the card has this text already."""
     if (folder / CARD).read_text(encoding="utf-8") != card:
         seal.write_text(folder / CARD, card)
         seal.seal_again(folder / CARD)
 
 
 def read_about(folder: Path) -> About:
-    """Read how the model in a folder is built and what it reads.
+    """Read the description of the model in a folder, `jaxdistill.json`: how it is built and what it reads.
 
     Raises:
         FileNotFoundError: the folder holds no model of jaxdistill.
@@ -202,14 +205,14 @@ def read_about(folder: Path) -> About:
 
 
 def read_arrays(folder: Path, expected: Variables) -> Variables:
-    """Read the weights of a model that transformers does not have.
+    """Read the weights of a model without a Hugging Face format from `model.safetensors` in its folder.
 
     Args:
         folder: folder of the model.
-        expected: shapes and dtypes of the variables of the model.
+        expected: shapes and dtypes of the model's parameters and state.
 
     Raises:
-        DamageError: the file is damaged, or has other arrays than the model.
+        DamageError: the file is damaged, or its arrays are not those of the model.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -23,8 +23,8 @@ class Definition(NamedTuple):
 
     family: name of the model family, such as "decoder"
     arguments: arguments of the family's factory
-    tokenizer: the tokenizer.json; None: the network reads no text
-    end: token after each text of the training; empty: none
+    tokenizer: the tokenizer.json; None if the network reads no text
+    end: the token that followed each text in training; empty if there was none
     """
 
     family: str
@@ -41,7 +41,7 @@ class Network(NamedTuple):
     inputs: shape and dtype of one example of each field that the output depends on, in the order of the file's inputs
     output: name of the output: `logits` `[rows, classes]`, for a language model `[rows, length, vocabulary]`; or
         `embedding` `[rows, width]` of a model without classes
-    definition: architecture and tokenizer of the model; None: it has no Hugging Face format
+    definition: architecture and tokenizer of the model; None if the model has no Hugging Face format
     """
 
     apply: Callable[[Variables, RowsLike], dict[str, Array]]
@@ -55,35 +55,39 @@ class Network(NamedTuple):
         return {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in self.inputs.items()}
 
     def function(self, rows: RowsLike) -> Array:
-        """Compute the output of a batch."""
+        """Compute the network's output (`output` names it) for a batch, `{field: [rows, ...]}`."""
         return self.apply(self.variables, rows)[self.output]
 
 
 class Write(Protocol):
-    """Function that writes a network to a file; `samples` yields batches of training records, for integer ranges."""
+    """The type of a function that writes a network to a file.
+
+    `samples()` gives batches of training records, to calibrate the activation ranges of quantisation.
+    """
 
     def __call__(self, network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> Sequence[str] | None:
-        """Write the file; return notes on what it does not hold, one sentence each."""
+        """Write the file, and return notes for its readers, one sentence each; None for no notes."""
 
 
 Refuse = Callable[[Definition | None], str]  # see `Exporter.refuse`
 
 
 class Exporter(NamedTuple):
-    """A format that a trained model can be written in; see `registry.exporters`.
+    """An export format: how a trained model is written to a file, and what can run the file; see `registry.exporters`.
 
     file: name of the file, such as `model.onnx`
-    runtimes: names of the runtimes that run it, see `runtimes`; the first one is the default
-    write: writes the file
+    runtimes: names of the runtimes that run the file (modules of `export/runtimes`); the first one is the default
+    write: function that writes the file
     packages: packages that writing needs, beside the runtime
-    rounds: True: weights or activations are rounded, to integers or to 16 bits, so that the outputs are not those of
+    rounds: whether weights or activations are rounded, to integers or to 16 bits, so that outputs differ from those of
         the model
     bits: bits of a weight in the file
-    any_batch: True: the file takes any number of rows; False: one row
+    any_batch: whether the file takes any number of rows, not one row only
     refuse: function `(definition) -> sentence`, which says why the format cannot hold a model, and what to use instead;
-        empty: it can. The definition is None for a model without a Hugging Face format. None: every model may be tried
-    reads: what the file reads, if its runtime has the operations of the model; the file then has no hidden states.
-        Empty: the file has the operations, and reads the inputs of the network
+        the sentence is empty if it can. The definition is None for a model without a Hugging Face format. If `refuse`
+        is None, every model may be tried
+    reads: description of the file's inputs, for a file without the operations of the model, which its runtime has; such
+        a file has no hidden states. It is empty if the file has the operations, and reads the inputs of the network
     """
 
     file: str
@@ -98,16 +102,16 @@ class Exporter(NamedTuple):
 
 
 def any_number() -> Any:
-    """Return the symbol for a number of rows that is not fixed."""
+    """Return a symbolic dimension for a number of rows that is not fixed, for `jax.export`."""
     return export.symbolic_shape("rows")[0]
 
 
 def network_of(model: Model, variables: Variables, fields: Mapping[str, tuple[tuple[int, ...], str]]) -> Network:
-    """Return a trained model as a function of the fields that its output depends on.
+    """Convert a trained model to a `Network`, a pure function of the batch fields that its output depends on.
 
     Args:
         model: the model.
-        variables: its parameters and state.
+        variables: parameters and state of the model.
         fields: shape and dtype of one example of each field of a batch.
     """
     masks = {name: shape for name, (shape, _) in fields.items() if name == "mask"} or {"mask": ()}

@@ -8,7 +8,9 @@ LAYER = re.compile(r"((?:blocks|layers|stages)/\d+(?:/[a-z_]\w*)*|[a-z_]\w*(?:/[
 
 
 def operations(file: Path) -> list[tuple[str, str]]:
-    """Return name and layer of each operation of a file, in order. A layer is empty if the file does not name it.
+    """List the operations of an exported file, in order, as tuples `(name of the operation, layer of the model)`.
+
+    The layer is an empty text if the file does not name it.
 
     Args:
         file: a LiteRT or an ONNX file.
@@ -34,7 +36,10 @@ def operations(file: Path) -> list[tuple[str, str]]:
 
 
 def layer_of(name: str) -> str:
-    """Return the layer in the name of a tensor or node: `jit(f)/blocks/0/mlp/up/add` has `blocks/0/mlp/up`."""
+    """Extract the layer from the name of a tensor or node: `jit(f)/blocks/0/mlp/up/add` gives `blocks/0/mlp/up`.
+
+    The result is an empty text if the name has no layer.
+    """
     first = name.partition(";")[0].partition("jit(")
     match = LAYER.match(re.sub(r"^[^/]*\)/", "", first[2]) if first[1] else first[2])
     return match[1] if match else ""

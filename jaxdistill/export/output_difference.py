@@ -1,4 +1,4 @@
-"""Compute the outputs of a model, and compare those of an exported file with them, where examples and tokens count."""
+"""Compare the outputs of an exported file with those of its model, for the examples or tokens that count."""
 
 import jax
 import numpy as np
@@ -12,18 +12,18 @@ TOKENS_AT_ONCE = 256  # whose distributions are compared, so that few are in mem
 
 
 def outputs_of(network: Network, examples: Examples, size: int) -> np.ndarray:
-    """Return the outputs of a model for all examples, run in batches of `size`."""
+    """Compute the outputs of a model for all examples, `[examples, ...]`, in batches of `size`."""
     run_batch = jax.jit(network.function)
     batches = full_batches(examples.inputs, size)
     return np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[: len(examples.counts)]
 
 
 def compare(network: Network, examples: Examples, expected: np.ndarray, outputs: np.ndarray) -> Difference:
-    """Compare the outputs of a file with those of its model, for the examples, or tokens, that count.
+    """Compare the outputs of an exported file with those of its model, for the examples, or tokens, that count.
 
     Args:
-        network: the model.
-        examples: the examples.
+        network: the model as a function of a batch.
+        examples: the test records, with their labels and the mask of those that count.
         expected, outputs: outputs of the model and of the file, `[examples, ...]`.
     """
     if network.output != LOGITS:
@@ -40,14 +40,14 @@ def compare(network: Network, examples: Examples, expected: np.ndarray, outputs:
 
 
 def token_difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> Difference:
-    """Compare the distributions of the next token of a file with those of the model.
+    """Compare the next-token distributions of an exported language model with those of the model itself.
 
     They are compared as log-probabilities, because a constant that is added to all logits of a token changes nothing.
     The greatest difference is a share of the model's greatest logit.
 
     Args:
         outputs, expected: logits, or log-probabilities, of the file and of the model, `[tokens, vocabulary]`.
-        labels: the next token of each token, `[tokens]`; None: there are none.
+        labels: the next token of each token, `[tokens]`; None without labels.
     """
     errors, divergences = [], []
     for start in range(0, len(expected), TOKENS_AT_ONCE):
@@ -70,7 +70,7 @@ def token_difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarr
 
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities in float64, `[tokens, vocabulary]`; logits that are no numbers give NaN."""
+    """Return log-probabilities in float64, `[tokens, vocabulary]`; a row with NaN or plus infinity becomes NaN."""
     with np.errstate(invalid="ignore"):  # infinite logits
         shifted = np.float64(logits) - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -33,18 +33,22 @@ def predict_file(
     columns: Mapping[str, Sequence[str]],
     text_format: TextFormat = TEXT_FORMAT,
 ) -> int:
-    """Write the predictions for all records of a file beside the records' own columns, and return their number.
+    """Predict all records of a file, write the predictions and the file's own columns to another file, and count them.
 
-    The output appears when it is complete. It gets the columns `prediction` and `confidence`, and `probabilities`: in
-    JSON lines and Parquet by the names of the classes, in npz as a vector, in CSV not at all. A model without classes
-    gives the column `embedding`, a language model `nll` and `perplexity`.
+    The output appears when it is complete. A classifier adds the columns `prediction`, `confidence` and
+    `probabilities`. The probabilities are a dict by class name in JSON lines and Parquet, and a vector in npz; CSV has
+    none. A model without classes adds the column `embedding`, a language model `nll` and `perplexity`.
 
     Args:
         predictor: the model.
         source: a file or a folder of images, as in the data set `table`.
         output: the file to write: .csv, .tsv, .jsonl, .parquet or .npz.
-        columns: columns of the source that the model reads, by argument of `table`: text, image, features.
+        columns: columns of the source that the model reads, by argument of `table`: text, image, features. If it is
+            empty, the columns of the training data are read.
         text_format: how the source is written, if it is CSV, TSV or JSON lines.
+
+    Returns:
+        The number of records.
 
     Raises:
         ConfigError: the source cannot be read, lacks a column or has a wrong value; or the output has another format.
@@ -92,10 +96,10 @@ def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
 
 
 def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str) -> ColumnNames:
-    """Return which columns are read, and as what: those of the training data, unless others are given.
+    """Return the columns that hold texts, images and features: those of the training data, unless others are given.
 
     Raises:
-        TableError: a column is not there.
+        TableError: a column does not exist or is named twice, or the columns do not fit those of the training.
     """
     fields = predictor.text_fields
     default = {"text": fields} if fields else {"image": ("image",)}
@@ -142,12 +146,12 @@ def _records(
 
 
 def _kept(chunk: Chunk) -> list[str]:
-    """Return the columns of the input that the output repeats: all but contents of files and arrays."""
+    """Return the names of the input's columns that the output repeats: all but columns with bytes or arrays."""
     return [name for name, values in chunk.items() if not any(isinstance(x, bytes | np.ndarray) for x in values)]
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a text in UTF-8, a number or a truth value; lists and dicts as JSON text."""
+    """Convert a value to one that all output formats can hold: text, number, boolean or None; a list becomes JSON."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode("utf-8")
     if value is None or isinstance(value, int | float):
@@ -158,10 +162,10 @@ def _plain(value: Any) -> Any:
 
 
 def _columns(predictions: Predictions, class_names: Sequence[str], suffix: str) -> Chunk:
-    """Return the columns of the output that hold the predictions.
+    """Return the columns with the predictions that the output gets, a dict of lists by column name.
 
     Raises:
-        ConfigError: the predictions are vectors, and the format has no place for them.
+        ConfigError: the model gives embeddings, and the format `suffix` cannot hold vectors.
     """
     if predictions.nll is not None:
         known = lambda values: [value if math.isfinite(value) else None for value in values.tolist()]
@@ -182,7 +186,7 @@ def _columns(predictions: Predictions, class_names: Sequence[str], suffix: str) 
 
 @contextlib.contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
-    """Return a context manager with a path beside a file, which replaces the file when the block ends without an error.
+    """Yield a temporary path beside a file; what is written there replaces the file if the block ends without an error.
 
     Raises:
         ConfigError: the folder of the file cannot be written.
@@ -229,7 +233,7 @@ def _parquet(file: Path) -> Iterator[Write]:
     from pyarrow import parquet
 
     def column(name: str, values: list[Any], kind: Any) -> Any:
-        """Return the values of a column as an array of the kind that its first chunk had; None: this is the first."""
+        """Convert the values of a column to an Arrow array of type `kind`; for the first chunk, `kind` is None."""
         try:
             if kind is None:
                 array = pa.array(values)
@@ -268,7 +272,7 @@ EXACT = 2**53  # float64 holds no greater whole number exactly
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:
-    """Return the values of a column as an array of numbers or texts; a missing one is NaN, or an empty text."""
+    """Convert the values of a column to an array of numbers or texts; a missing value becomes NaN, or an empty text."""
     has_gap = any(value is None for value in values)
     too_large = lambda value: has_gap and isinstance(value, int) and abs(value) > EXACT
     as_text = any(isinstance(value, str) or too_large(value) for value in values)

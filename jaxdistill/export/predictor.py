@@ -43,9 +43,9 @@ class Predictions(NamedTuple):
     labels: its name, or its number as a text if the classes have no names, `[records]`
     probabilities: probability of each class, `[records, classes]` float32
     confidence: probability of the most likely class, `[records]` float32
-    embeddings: the embedding of each record, `[records, width]`; of a model with two towers, of its image
-    text_embeddings: of a model with two towers: the embedding of each record's text, `[records, width]`
-    nll: of a language model: negative log-likelihood of each text, the mean over its tokens, in nats, `[records]`
+    embeddings: the embedding of each record, `[records, width]`; for a model with two towers, that of the image
+    text_embeddings: the embedding of each record's text, `[records, width]`; only for a model with two towers
+    nll: mean negative log-likelihood of the tokens of each text, in nats, `[records]`; only for a language model
     """
 
     predicted: np.ndarray | None = None
@@ -63,7 +63,7 @@ class Predictor:
     Batches have a few sizes only, and texts a few lengths (powers of 2), so that few programs are compiled.
 
     Args:
-        folder: the folder of a model, `hub` in the folder of a stage of a run, such as `runs/mine/student/hub`.
+        folder: the folder of a trained model, such as `runs/mine/student/hub` for the student of a run.
 
     Raises:
         ConfigError: the folder holds no model, or the model has a part that is not registered.
@@ -100,7 +100,7 @@ class Predictor:
         return registry.tokenizations.build(self._local(self.about.tokens), "tokens")
 
     def _local(self, text: str) -> Spec:
-        """Return a spec in which the argument "." is replaced by the folder of the model."""
+        """Parse a spec string, and replace each argument "." by the folder of the model."""
         spec = parse(text, "model")
         return spec._replace(
             kwargs={name: str(self.folder) if value == "." else value for name, value in spec.kwargs.items()}
@@ -108,7 +108,10 @@ class Predictor:
 
     @cached_property
     def model(self) -> Model:
-        """Return the network, built from its spec or from the files of its checkpoint."""
+        """Return the network, built from its spec string or from the files of its folder.
+
+        For a model from quantisation-aware training, it is the quantised network.
+        """
         floats = self._built(self.about.dtype)
         if not self.about.quantized:
             return floats
@@ -116,10 +119,7 @@ class Predictor:
         return quantizer.wrap(floats, 0)
 
     def float_model(self) -> Model:
-        """Return the network as `model`, with its computation in float32, and without rounded inputs of products.
-
-        Its variables are `float_variables`.
-        """
+        """Return the network without quantisation, computed in float32; its variables are `float_variables`."""
         return self._built("float32")
 
     def _built(self, dtype: str) -> Model:
@@ -132,10 +132,10 @@ class Predictor:
             raise ConfigError("model", f"{error.message}{cure}") from None
 
     def _with_ranges(self) -> Variables:
-        """Return the variables together with the ranges of inputs.
+        """Return the variables together with the fixed ranges of the quantised inputs.
 
         Raises:
-            DamageError: the ranges in the folder are not those of the model.
+            DamageError: the ranges in the folder do not fit the model.
         """
         try:
             ranges = {name: jnp.asarray(span, jnp.float32) for name, span in self.about.ranges.items()}
@@ -187,13 +187,13 @@ class Predictor:
         Args:
             records: texts, image arrays `[height, width, channels]`, paths of image files, or dicts with the fields of
                 the training data, such as `{"text": ...}` or `{"image": ...}`.
-            batch_size: rows of a batch; then the last batch and all texts are filled up as in the evaluation of the
-                run, which gives its numbers to the bit. None: the batch size of this evaluation, or less for fewer
-                records, with texts no longer than needed.
+            batch_size: rows of a batch. The last batch and all texts are then padded as in the evaluation of the run,
+                so that the outputs are the same to the bit. With None, batches have the size of this evaluation, or
+                fewer rows for fewer records, and texts are padded no more than needed.
             first: number of the first record, for error messages.
 
         Raises:
-            ConfigError: a record has not the fields that the model reads, or a wrong value; the message says which.
+            ConfigError: a record lacks a field that the model reads, or has a wrong value; the message says which.
         """
         if isinstance(records, str | bytes | Mapping):
             raise ConfigError(PATH, f"a {type(records).__name__} is one record; give a list, such as [record].")
@@ -222,7 +222,7 @@ class Predictor:
         return Predictions(**joined)
 
     def _outputs(self, opened: Records, rows: int, exact: bool) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the outputs of each batch of `rows` rows, without the rows that only fill it."""
+        """Yield the outputs of each batch of `rows` rows, `{name: [rows, ...]}`, without the rows that only fill it."""
         transforms = [registry.transforms.build(self._local(spec), "transforms") for spec in self.about.transforms]
         batches = evaluation_batches(opened, batch_size=rows, rows=slice(None), transforms=transforms)
         for number, batch in enumerate(batches):
@@ -233,7 +233,7 @@ class Predictor:
             yield {name: np.asarray(x)[:real] for name, x in outputs.items()}
 
     def _opened(self, records: Sequence[Any] | np.ndarray, first: int) -> tuple[Records, np.ndarray]:
-        """Return records in the form that batches are made from, checked and tokenised, and the record of each row."""
+        """Check and tokenise records; return the rows to make batches from, and the index of the record of each row."""
         dicts = [self._record(record, first + number) for number, record in enumerate(records)]
         stack = lambda part, numbers: CheckedStack(None, PATH)(part, [first + number for number in numbers])
         plain = Records(dicts, None, stack=stack)
@@ -262,7 +262,7 @@ class Predictor:
         """Check that images, or vectors, have the shape and dtype of those that the model was trained on.
 
         Raises:
-            ConfigError: they have others.
+            ConfigError: the shape or the dtype differs.
         """
         if "image" in self.about.inputs and "image" in batch:
             shape, dtype = self.about.inputs["image"]
@@ -292,7 +292,7 @@ class Predictor:
         return inputs
 
     def _shortened(self, batch: Batch) -> Batch:
-        """Return a batch whose texts are cut after the longest one, at a power of 2, if there is only padding after."""
+        """Remove padding from a batch of texts: shorten it to its longest text, rounded up to a power of 2."""
         if "attention_mask" not in batch:
             return batch
         length = batch["attention_mask"].shape[1]
@@ -307,7 +307,7 @@ def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Return the mean negative log-likelihood of the tokens of each text; NaN for a text without a predicted token.
+    """Return `{"nll": [texts]}`, the mean negative log-likelihood of each text's tokens; NaN for a text without any.
 
     Args:
         rows: `nll_sum` and `tokens` of each row of tokens.
@@ -319,5 +319,5 @@ def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray, count: int) -> 
 
 
 def _power_of_two(number: int) -> int:
-    """Return the smallest power of 2 that is not below a positive number."""
+    """Round a positive whole number up to a power of 2."""
     return 1 << (number - 1).bit_length()

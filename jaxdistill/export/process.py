@@ -24,11 +24,11 @@ Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def full_batches(inputs: Mapping[str, np.ndarray], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield examples in batches of a size; the last one is filled with copies of the last example.
+    """Yield examples in batches of a fixed size; the last batch is filled up with copies of the last example.
 
     Args:
         inputs: the examples, `{field: [examples, ...]}`.
-        rows: examples of a batch.
+        rows: number of examples in a batch.
     """
     for start in range(0, len(next(iter(inputs.values()))), rows):
         part = {name: x[start : start + rows] for name, x in inputs.items()}
@@ -38,20 +38,20 @@ def full_batches(inputs: Mapping[str, np.ndarray], rows: int) -> Iterator[dict[s
 
 @runtime_checkable
 class SupportsWrite(Protocol):
-    """A text stream that answers are written to."""
+    """The type of a text stream that answers are written to."""
 
     def write(self, text: str, /) -> object:
         """Write a text."""
 
     def flush(self) -> None:
-        """Send what was written."""
+        """Flush the stream, so that the reader receives the written text."""
 
 
 class Session:
-    """An opened file, and the examples that it was last run on.
+    """An opened model file, which runs examples and measures time and memory. Its methods are the commands of `serve`.
 
     Args:
-        run: the function that the file computes.
+        run: the function that the file computes, `{input: [rows, ...]} -> output [rows, ...]`.
     """
 
     def __init__(self, run: Run):
@@ -59,7 +59,10 @@ class Session:
         self._example: dict[str, np.ndarray] = {}
 
     def outputs(self, inputs: str, rows: int, outputs: str) -> int:
-        """Run all examples, `rows` at a time, and write the outputs as an npy file; return their number."""
+        """Run the examples of the npz file `inputs`, `rows` at a time, and return their number.
+
+        The outputs are written to the npy file `outputs`.
+        """
         with np.load(inputs) as arrays:
             examples = dict(arrays)
         count = len(next(iter(examples.values())))
@@ -69,17 +72,17 @@ class Session:
         return count
 
     def seconds(self, calls: int) -> float:
-        """Return the time of some calls with one example."""
+        """Return the time of `calls` calls with one example, the first of the last `outputs`, in seconds."""
         return timer(lambda: self._run(self._example))(calls)
 
     def memory(self) -> int:
-        """Return the greatest memory of the process so far, in bytes."""
+        """Return the peak memory of this process so far, in bytes."""
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()  # getrusage counts the parent's too
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def serve(session: Session, commands: Iterable[str], answers: SupportsWrite) -> None:
-    """Answer commands until there are none."""
+    """Run the commands, one JSON object per line, and write the answer to each as one line of JSON."""
     for line in commands:
         command: dict[str, Any] = json.loads(line)
         answer = getattr(session, command.pop("do"))(**command)
@@ -88,7 +91,7 @@ def serve(session: Session, commands: Iterable[str], answers: SupportsWrite) -> 
 
 
 def main() -> None:
-    """Open the file that the arguments name, and answer commands."""
+    """Open the exported file that the command line names, and answer the commands on standard input."""
     runtime, file, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

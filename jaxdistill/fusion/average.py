@@ -19,12 +19,13 @@ from jaxdistill.fusion.mixture import MixtureSpace, fixed_weights, mixture_fusio
 
 @fusions.register
 def average(of: MixtureSpace = "probabilities", weights: tuple[float, ...] = ()) -> Fusion:
-    """Average all teachers, with fixed weights w_k.
+    """Fuse the teachers into one: average their probabilities or logits, with fixed weights w_k.
 
     Args:
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
-        weights: weight of each teacher, in the order of the config, normalised to sum to 1; empty: equal weights.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
+        weights: weight of each teacher, in the order of the config, normalised to sum to 1; an empty tuple means equal
+            weights.
 
     Raises:
         ValueError: weights are negative, all 0, or their number is not that of the teachers.

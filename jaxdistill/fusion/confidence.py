@@ -48,13 +48,13 @@ def confidence_weights(
 
 @fusions.register
 def confidence(of: MixtureSpace = "probabilities") -> Fusion:
-    """Weight the teachers of each row (example or token) by `w_k = (1 - softmax_k(CE_k)) / (K - 1)`, and average them.
+    """Average the teachers of each row (example or token) with weights `w_k = (1 - softmax_k(CE_k)) / (K - 1)`.
 
     CE_k is the cross-entropy of teacher k with the label, and K is the number of teachers.
 
     Args:
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
     """
 
     def weigh(signals: Signals) -> Array:

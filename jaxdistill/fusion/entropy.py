@@ -25,14 +25,14 @@ from jaxdistill.losses.task import cross_entropy
 
 @fusions.register
 def entropy(of: MixtureSpace = "probabilities") -> Fusion:
-    """Weight the teachers of each row (example or token) by `w_k = (1 - H_k / sum_j H_j) / (K - 1)`, and average them.
+    """Average the teachers of each row (example or token) with weights `w_k = (1 - H_k / sum_j H_j) / (K - 1)`.
 
     H_k is the entropy of teacher k, and K is the number of teachers. Entropies are computed at temperature 1, because
     the softened predictions of all teachers have similar entropies.
 
     Args:
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
     """
 
     def weigh(signals: Signals) -> Array:

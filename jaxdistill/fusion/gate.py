@@ -35,7 +35,7 @@ Input = Literal["student", "image", "teachers", "entropies", "disagreement"]
 
 
 def features(signals: Signals, inputs: tuple[Input, ...]) -> Float[Array, "*batch width"]:
-    """Compute the input of the gate (the network that weights teachers) for every row (example or token).
+    """Compute the input of the gate (network that weights teachers) for each row (example or token), `[*batch, width]`.
 
     Each signal in `inputs` is standardised to `(x - mean) / std`, with mean and standard deviation over the features of
     one row, unless it has only one or two features. Then all signals are concatenated. No gradient flows through the
@@ -106,7 +106,7 @@ def gate(
     top: int = 0,
     paths: int = 0,
 ) -> Fusion:
-    """Weight the teachers of each row (example or token) by a gate, a learned perceptron with one hidden layer.
+    """Average the teachers of each row (example or token) with weights by a gate, a perceptron with a hidden layer.
 
     A training step such as `routing()` trains the gate with a loss of its own.
 
@@ -115,9 +115,10 @@ def gate(
             their "entropies", and "disagreement", the total variation distance of each pair of teachers. A gate that
             reads only the first two can choose a teacher before any teacher runs.
         width: width of the hidden layer.
-        top: number of teachers that are mixed for a row, those with the largest weights; at least 2; 0: all.
+        top: number of teachers that are mixed for a row, at least 2: those with the largest weights; 0 means all
+            teachers.
         paths: number of paths (pairs of a student layer and a teacher layer) that the gate weights too, for the loss
-            `routed_hidden`.
+            `routed_hidden`; 0 means none.
 
     Raises:
         ValueError: a number is out of range, `top` is 1, or `inputs` is empty.

@@ -92,10 +92,11 @@ def min_norm(
     g_k is the gradient of KL(teacher k || student) with respect to the student's logits; w_k >= 0 and `sum_k w_k = 1`.
 
     Args:
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
-        each: compute one set of weights for the "batch", as in the paper, or one for each "row" (example or token).
-        normalize: divide each gradient by its length `||g_k||`; False: use g_k itself.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
+        each: "batch" computes one set of weights for the batch, as in the paper; "row" computes one for each row
+            (example or token).
+        normalize: True divides each gradient by its length `||g_k||`; False uses g_k itself.
     """
 
     def weigh(signals: Signals) -> Array:

@@ -34,7 +34,7 @@ def mixture_logits(
 
 
 def present_mask(signals: Signals) -> Bool[Array, "teachers ..."]:
-    """Return which teachers may teach which rows (examples or tokens): True if present, `[teachers, *batch]`.
+    """Return a boolean mask, `[teachers, *batch]`, that is True where a teacher may teach a row (example or token).
 
     All teachers are present, unless the batch has the field `present`, `[*batch, teachers]`. A 0 in this field marks an
     absent teacher, for example one that was not trained on the language of the row.
@@ -57,7 +57,7 @@ def present_mask(signals: Signals) -> Bool[Array, "teachers ..."]:
 
 
 def teacher_logits(signals: Signals) -> Float[Array, "teachers *batch classes"]:
-    """Stack the logits of all teachers; the logits of an absent teacher (see `present_mask`) are set to 0.
+    """Stack the logits of all teachers, `[teachers, *batch, classes]`; absent teachers (see `present_mask`) get 0.
 
     Logits of an absent teacher may be NaN, and NaN times a weight of 0 would still be NaN.
 
@@ -93,7 +93,7 @@ def normalise_weights(
 
 
 def mix(signals: Signals, weights: Float[Array, "teachers ..."], of: MixtureSpace = "probabilities") -> Outputs:
-    """Average the teachers with given weights w_k, at the temperature T in `signals`.
+    """Average the teachers' probabilities or logits with given weights w_k, at the temperature T in `signals`.
 
     A teacher with the weight 0 has no effect, even if its logits are NaN. If no teacher is present for a row (example
     or token), the average is uniform over classes.
@@ -102,8 +102,8 @@ def mix(signals: Signals, weights: Float[Array, "teachers ..."], of: MixtureSpac
         signals: outputs of the teachers, the batch and the temperature.
         weights: weight of each teacher, `[teachers]` or `[teachers, *batch]`; the weights of the teachers that are
             present for a row are normalised to sum to 1.
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
     """
     is_present = present_mask(signals)
     weights = weights.reshape(weights.shape + (1,) * (is_present.ndim - weights.ndim))
@@ -129,7 +129,7 @@ def fixed_weights(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
     """Return a function `signals -> weights` that returns the same weights of the teachers, `[teachers]`, for all rows.
 
     Args:
-        weights: weight of each teacher, in the order of the config; empty: equal weights.
+        weights: weight of each teacher, in the order of the config; an empty tuple means equal weights.
 
     Raises:
         ValueError: weights are negative or all 0. The returned function raises it too, if the number of weights is not
@@ -155,8 +155,8 @@ def mixture_fusion(weigh: Callable[[Signals], Array], of: MixtureSpace = "probab
     Args:
         weigh: function `signals -> weights`. The weights are `[teachers]` or `[teachers, *batch]` and not negative; the
             fusion normalises them to sum to 1.
-        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
-            T; "logits": it is `sum_k w_k t_k`.
+        of: the space of the average. "probabilities" gives `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k
+            and temperature T; "logits" gives `sum_k w_k t_k`.
     """
 
     def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Outputs, State]:

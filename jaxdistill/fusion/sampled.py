@@ -23,13 +23,13 @@ from jaxdistill.fusion.mixture import fixed_weights, mix, normalise_weights, pre
 
 @fusions.register
 def sampled(weights: tuple[float, ...] = ()) -> Fusion:
-    """Draw one of the present teachers at random for each example and training step, and use its predictions alone.
+    """Draw one teacher at random for each example and training step, and use its predictions alone.
 
-    An example may exclude teachers by the batch field `present`; the others are present. All tokens of a text have the
-    same teacher, if that teacher is present for all of them.
+    The batch field `present` may exclude teachers for an example or token; only the others are drawn. All tokens of a
+    text have the same teacher, if none of them excludes it.
 
     Args:
-        weights: probability of each teacher, normalised to sum to 1; empty: equal probabilities.
+        weights: probability of each teacher, normalised to sum to 1; an empty tuple means equal probabilities.
 
     Raises:
         ValueError: weights are negative, all 0, or their number is not that of the teachers.

@@ -38,7 +38,8 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
         model: the model to trace, in training mode.
         path: config key of the model, such as `student.model`, for error messages.
         shapes: shapes and dtypes of a batch, `{field: jax.ShapeDtypeStruct}`.
-        pairs: whether the caller reads the embeddings of a model with two towers, and not its logits.
+        pairs: True if the caller reads the embeddings of a model with two towers (an image and a text encoder), not its
+            logits.
 
     Returns:
         The outputs and the variables, with a `jax.ShapeDtypeStruct` in place of each array.
@@ -83,10 +84,10 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
 
 
 def _checked_variables(made: Any, path: str) -> Variables:
-    """Return what `init` of a model has returned, after checking that it is a pair of dicts of arrays by name.
+    """Check that a model's `init` has returned a pair of dicts of arrays by name, and return the pair as `Variables`.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: `init` has returned something else.
     """
     if not isinstance(made, tuple) or len(made) != 2 or not all(isinstance(part, Mapping) for part in made):
         problem = f"init of the model returns {short_repr(made)}"
@@ -95,10 +96,10 @@ def _checked_variables(made: Any, path: str) -> Variables:
 
 
 def _checked_outputs(out: Any, path: str) -> Outputs:
-    """Return the outputs among what `apply` of a model has returned, after checking that it is `(Outputs, state)`.
+    """Check that a model's `apply` has returned a tuple `(Outputs, state)`, and return the `Outputs`.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: `apply` has returned something else.
     """
     if not isinstance(out, tuple) or len(out) != 2:
         problem = f"apply of the model returns {type(out).__name__}"
@@ -110,17 +111,17 @@ def _checked_outputs(out: Any, path: str) -> Outputs:
 
 
 def has_pairs(out: Outputs) -> bool:
-    """Return True for the outputs of a model with two towers, whose logits compare the rows of a batch."""
+    """Return True for outputs of a model with two towers (encoders), whose logits compare the rows of a batch."""
     return out.text_embedding is not None
 
 
 def has_no_classes(out: Outputs) -> bool:
-    """Return True for the outputs of a model without a head, whose logits are its embedding."""
+    """Return True for outputs of a model without a classification head, whose logits are its embedding."""
     return out.embedding is not None and out.logits is out.embedding
 
 
 def embeds(model: Model, shapes: Shapes) -> bool:
-    """Return True if a model has no classes, and gives the embedding of its input. The model is traced, not run.
+    """Return True if a model has no classification head: its logits are its embedding. The model is traced, not run.
 
     Args:
         model: the model.

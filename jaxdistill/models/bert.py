@@ -64,8 +64,9 @@ def bert(
         style: architecture. "roberta" numbers positions from `pad + 1` and skips padding; "xlm-roberta" and "camembert"
             do the same. The activation of the classification head is relu for "distilbert", gelu for "electra", else
             tanh.
-        positions: rows of the position table; "roberta" reserves the first `pad + 1` of these rows for padding.
-        token_types: rows of the token type table; 0 builds no such table, which "distilbert" requires.
+        positions: number of rows of the position table; "roberta" reserves the first `pad + 1` of these rows for
+            padding.
+        token_types: number of rows of the token type table; 0 builds no such table; "distilbert" requires 0.
         pad: id of the padding token.
         activation: activation inside a block. "gelu" is exact; "gelu_new" and "gelu_pytorch_tanh" approximate it.
         epsilon: value added to the variance in the layer norms.
@@ -74,10 +75,13 @@ def bert(
         head_dropout: dropout rate in the classification head.
         pool: pooling of the sentence embedding model: "mean", or "cls" (first token); not in Hugging Face configs.
         attentions: return the attention probabilities of every block, which takes additional memory.
-        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
-        tokens: number of tokens of the tokenizer, if the vocabulary has fewer: tokens share rows of the table, as
-            `cut(vocabulary=...)` decides. transformers has no such model.
-        embedding: another width of the embeddings, which are then projected to `width`, for "electra"; None: `width`.
+        head_size: number of units of an attention head; None means width / heads, the only number that the library
+            transformers supports.
+        tokens: number of token ids of the tokenizer, if it is larger than `vocabulary`. Several tokens then share a row
+            of the embedding table, as `cut(vocabulary=...)` decides; the library transformers has no such model. None
+            means that each token has its own row.
+        embedding: width of the embeddings, if it differs from `width`: a linear layer then projects them to `width`;
+            only for "electra". None means `width`.
 
     Raises:
         ValueError: `embedding` is the width or set for another style, `tokens` are fewer than the vocabulary, the heads
@@ -123,7 +127,7 @@ def bert(
 
 
 class Style(NamedTuple):
-    """The names and defaults in Hugging Face checkpoints of one style, such as RoBERTa or DistilBERT."""
+    """The names and defaults that Hugging Face checkpoints have for one variant of BERT, such as RoBERTa."""
 
     base: str  # prefix of the names of the arrays
     title: str  # prefix of the architecture's class name
@@ -144,7 +148,7 @@ STYLES = {
 
 
 class Setting(NamedTuple):
-    """An argument of `bert`, with its config key in both kinds of checkpoints; "": no such key."""
+    """An argument of `bert`, and its Hugging Face config key for BERT and for DistilBERT ("" if there is none)."""
 
     argument: str
     bert: str  # all but DistilBERT
@@ -152,7 +156,7 @@ class Setting(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A layer of a block, with its name in both kinds of checkpoints, and the axes of its weight."""
+    """A layer of a transformer block: its name here, for BERT and for DistilBERT checkpoints, and its weight's axes."""
 
     layer: str
     bert: str  # all but DistilBERT
@@ -208,7 +212,7 @@ HEADS: Mapping[str, str] = {  # end of an architecture's name -> regex of the ar
 
 
 def _keys(style: str) -> dict[str, str]:
-    """Map each argument of `bert` to its Hugging Face config key."""
+    """Return a dict from each argument of `bert` to its Hugging Face config key, for a variant such as "roberta"."""
     keys = {row.argument: row.distilbert if style == "distilbert" else row.bert for row in SETTINGS}
     return {argument: key for argument, key in keys.items() if key}
 

@@ -25,15 +25,15 @@ _linear = partial(nnx.Linear, kernel_init=_normal)
 
 
 class Rows(nnx.Variable):
-    """The row of an embedding table for each token; it is not trained."""
+    """An untrained variable with the row of the embedding table that each token id uses, `[tokens]`."""
 
 
 class Embed(nnx.Module):
     """The embedding layer: the normalised sum of token, position and token type embeddings, then dropout.
 
-    If `pad` is set (RoBERTa), real tokens are numbered from `pad + 1`, and padding tokens have the position `pad`.
-    If `tokens` is set, there are more tokens than rows of the table, and `rows` has the row of each token. If `narrow`
-    is set (ELECTRA), the embeddings have this width, and are projected to the width of the blocks.
+    If `pad` is set (RoBERTa), real tokens are numbered from `pad + 1`, and padding tokens have the position `pad`. If
+    `tokens` is set, there are more token ids than rows of the embedding table, and `rows` has the row of each id. If
+    `narrow` is set (ELECTRA), the embeddings have this width, and are projected to the width of the blocks.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Embed(nnx.Module):
         return x if self.project is None else by_rows(self.project(x))
 
     def _positions(self, ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
-        """Return the row of the position table for every token."""
+        """Return the row of the position table that every token uses, `[batch, length]`."""
         if self.pad is None:
             return jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         real = (ids != self.pad).astype(ids.dtype)
@@ -83,7 +83,10 @@ def attention_weights(
     k: Float[Array, "batch keys heads size"],
     mask: Bool[Array, "batch 1 #queries keys"],
 ) -> Float[Array, "batch heads queries keys"]:
-    """Compute the attention probabilities of queries over keys; 0 where `mask` is false, if it is true anywhere."""
+    """Compute the attention probabilities, `[batch, heads, queries, keys]`; they are 0 where `mask` is false.
+
+    A query whose mask is false for all keys has equal probabilities for all keys.
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf would give NaN for an empty text
     return by_rows(jax.nn.softmax(scores).astype(q.dtype), tensor=1)

@@ -149,7 +149,7 @@ def _model(
         text: sizes and options of the text tower.
         sizes: side of a patch, side of an image, and channels of an image.
         texts: vocabulary size, maximal number of tokens, width of the embeddings, and id of the end token.
-        projection: width of the image projection; None: no projection.
+        projection: width of the image projection; None means no projection.
         scale: initial value of `logit_scale`, the logarithm of the factor on all logits.
     """
     vision.validate(), text.validate()
@@ -201,7 +201,7 @@ BLOCK = {  # our layer name: (Hugging Face layer name, axes)
 
 
 def _arguments(column: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a config to the factory arguments that CLIP and SigLIP share.
+    """Convert a Hugging Face config to the factory arguments that CLIP and SigLIP share.
 
     `column` is the index of the default value in the rows of `VISION`, `TEXT` and `BOTH`: 2 for CLIP, 3 for SigLIP.
     """
@@ -256,7 +256,7 @@ def _siglip_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_rules(name: str, hf_name: str, prefix: str) -> Iterator[Rule]:
-    """Yield the rules that map the arrays of a tower's blocks to the checkpoint.
+    """Yield the rules that map arrays of a tower's (encoder's) blocks to arrays of a Hugging Face checkpoint.
 
     Args:
         name: name of the tower in the model, "images" or "texts".

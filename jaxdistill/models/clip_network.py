@@ -101,8 +101,8 @@ class ImageTower(nnx.Module):
         stack: sizes and options of the transformer blocks.
         image: shape of an image, `(height, width, channels)`.
         patch: side of a patch in pixels.
-        projection: width of the embeddings, which are projected from a class token (CLIP). None: attention with a
-            learned query pools the patches, and the embeddings have the width of the blocks (SigLIP).
+        projection: width of the embeddings, which are projected from a class token (CLIP). None means that attention
+            with a learned query pools the patches, and that the embeddings have the width of the blocks (SigLIP).
         rngs: random streams of the initial parameters.
     """
 
@@ -144,7 +144,7 @@ class TwoTowers(nnx.Module):
         images: the image encoder.
         texts: the text encoder.
         scale: initial value of the learned scale, a scalar or `[1]`.
-        bias: initial value of the learned bias, `[1]`; None: no bias.
+        bias: initial value of the learned bias, `[1]`; None means no bias.
     """
 
     def __init__(self, images: ImageTower, texts: TextTower, scale: Array, bias: Array | None):

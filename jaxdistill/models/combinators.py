@@ -108,7 +108,7 @@ def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
 
 
 def strip_prefix(batch: RowsLike, prefix: str) -> dict[str, Any]:
-    """Return a batch with each field `<prefix><name>` copied to `<name>`: `teacher/input_ids` to `input_ids`.
+    """Return a batch with each field `<prefix><name>` copied to `<name>`, such as `teacher/input_ids` to `input_ids`.
 
     An existing field `<name>` is replaced.
     """

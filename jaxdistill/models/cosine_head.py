@@ -22,13 +22,13 @@ KERNEL = "cosine/kernel"
 def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
     """Build a classifier whose logits are `scale * cos(embedding, class vector)`, from any network with an embedding.
 
-    All class vectors count with the same norm, so that a class with few examples, or none, can win; see the loss
-    `class_graph`. They are the columns of the parameter `cosine/kernel`, `[width, classes]`.
+    The class vectors are the columns of the parameter `cosine/kernel`, `[width, classes]`. Their norms do not matter,
+    so that a class with few examples, or none, can have the largest logit; see the loss `class_graph`.
 
     Args:
         network: a network that returns an embedding, such as `mlp(widths=(64,), classes=1)`; its head is not used.
         classes: number of classes.
-        scale: factor of the cosines, which is not trained; the largest difference of two logits is twice as large.
+        scale: fixed factor of the cosines. Two logits differ by at most twice this factor.
 
     Raises:
         ValueError: `scale` is not positive; or, when the model is initialised, the network returns no embedding.

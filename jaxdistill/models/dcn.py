@@ -29,7 +29,7 @@ FIELD = "categories"  # field of a batch: rows of the table, `[batch, fields]`
 
 
 class Dcn(nnx.Module):
-    """The network; its hidden states are the outputs of the crosses and then those of the layers, `[batch, width]`."""
+    """The network of DCN v2. Hidden states, `[batch, width]`, are the outputs of cross layers, then of ReLU layers."""
 
     def __init__(
         self,
@@ -77,20 +77,23 @@ def dcn(
     widths: tuple[int, ...] = (64,),
     dropout: float = 0.0,
 ) -> Model:
-    """Build a deep and cross network (DCN v2), which reads the batch field `categories`: numbers of table rows.
+    """Build a deep and cross network (DCN v2), which reads the batch field `categories`, `[batch, fields]` integers.
+
+    Each integer is the row of a category in one embedding table, which all fields share.
 
     Args:
-        categories: rows of the embedding table: the categories of all fields together.
-        width: columns of the table.
+        categories: number of rows of the embedding table, one for each category of all fields together.
+        width: width of the embedding of a category.
         classes: number of classes.
         crosses: number of cross layers.
-        widths: widths of the layers beside them.
-        dropout: dropout rate of the outputs of these layers.
+        widths: widths of the ReLU layers, which run in parallel with the cross layers.
+        dropout: dropout rate of the outputs of the ReLU layers.
 
     Source: Wang et al. 2021, arxiv.org/abs/2008.13535.
 
     Raises:
-        ValueError: there are neither crosses nor layers, or the dropout rate is out of range.
+        ValueError: there are neither cross layers nor ReLU layers, `crosses` is negative, or the dropout rate is out of
+            range.
     """
     if crosses < 0 or not (crosses or widths):
         raise ValueError(f"crosses={crosses} with widths={widths}: give at least one cross, or one layer")

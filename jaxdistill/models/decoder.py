@@ -72,14 +72,15 @@ def decoder(
         positions: maximal length of a sequence in tokens.
         theta: base of the wavelengths of the rotary position embedding.
         epsilon: value added to the mean square in the norms.
-        tied: the kernel of the head is the transposed embedding table, so that the head has no parameters.
-        qkv_bias: queries, keys and values have biases, as in Qwen2.
-        qk_norm: queries and keys are normalised in every head, as in Qwen3.
+        tied: if true, the kernel of the head is the transposed embedding table, so that the head has no parameters.
+        qkv_bias: if true, queries, keys and values have biases, as in Qwen2.
+        qk_norm: if true, queries and keys are normalised in every head, as in Qwen3.
         rope_scaling: scaling of the rotary wavelengths to longer contexts in Llama 3.1, `(factor, low_freq_factor,
-            high_freq_factor, original_max_position_embeddings)` of the Hugging Face config; None: no scaling.
-        window: number of tokens, itself included, that a token attends to, as in Mistral; None: all before it.
-        scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile each
-            layer.
+            high_freq_factor, original_max_position_embeddings)` of the Hugging Face config; None means no scaling.
+        window: number of most recent tokens, itself included, that a token attends to (sliding window), as in Mistral;
+            None means all tokens up to itself.
+        scan_layers: True compiles one layer, and stacks the parameters of all layers along a leading axis; False
+            compiles each layer.
         remat: values that a layer saves for its backward pass: "full" saves its input only; "dots" also saves the
             products with kernels; "none" leaves the choice to the compiler, which saves everything.
         attentions: return the attention probabilities of every layer, which takes additional memory.
@@ -177,7 +178,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
-    """Return the base of the rotary wavelengths, and their Llama 3.1 scaling or None.
+    """Read from a Hugging Face config the base of the rotary wavelengths, and their Llama 3.1 scaling (or None).
 
     transformers 5 writes both into `rope_parameters` of a config; earlier versions wrote `rope_theta` and
     `rope_scaling`.

@@ -49,7 +49,7 @@ class SharedInputs(NamedTuple):
 
     angles: angles of the rotary position embedding, `[batch or 1, length, head_size / 2]`
     positions: index in the key-value cache at which each token is written, `[batch, length]`; None without a cache
-    mask: true where a query may attend to a key, `[batch or 1, 1, length or 1, keys]`; None: true everywhere
+    mask: true where a query may attend to a key, `[batch or 1, 1, length or 1, keys]`; None means true everywhere
     causal: if true, a query may attend only to the same and earlier keys, in addition to the condition of `mask`
     """
 
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
     Args:
         sizes: sizes and options of the block.
         slots: `(batch, tokens)` of the key-value cache, which holds this number of tokens for each sequence, as two
-            arrays `[batch, tokens, kv_heads, head_size]`; None: keys and values are not cached.
+            arrays `[batch, tokens, kv_heads, head_size]`; None means that keys and values are not cached.
         rngs: random streams of the initial parameters.
     """
 
@@ -93,16 +93,18 @@ class Attention(nnx.Module):
 def attend_cached(
     heads: AttentionHeads, cache: tuple[nnx.Variable | None, nnx.Variable | None], shared: SharedInputs, sizes: Sizes
 ) -> tuple[Float[Array, "batch length heads size"], AttentionHeads]:
-    """Compute causal attention over new tokens, and over cached ones if there is a cache, which is written.
+    """Compute causal attention over new tokens and, if there is a key-value cache, cached tokens; update the cache.
 
     Args:
         heads: queries, keys and values of the new tokens.
-        cache: variables with the cached keys and values, `[batch, slots, kv_heads, head_size]` each; None: no cache.
+        cache: variables with the cached keys and values, `[batch, slots, kv_heads, head_size]` each; None means no
+            cache.
         shared: the inputs that all layers share.
         sizes: sizes and options of the block.
 
     Returns:
-        The output, and `heads`, with the probabilities if `sizes.attentions` asks for them.
+        The output, `[batch, length, heads, head_size]`, and `heads`, with the attention probabilities if
+        `sizes.attentions` is true.
     """
     (keys, values), q, k, v = cache, heads.query, heads.key, heads.value
     if keys is not None and values is not None:
@@ -115,7 +117,10 @@ def attend_cached(
 
 
 def empty_cache(sizes: Sizes, slots: tuple[int, ...] | None) -> nnx.Cache | None:
-    """Return a variable for the cached keys, or values, of a block; None if there is no cache."""
+    """Return a variable of zeros for the cached keys (or values) of a block, `[*slots, kv_heads, head_size]`, or None.
+
+    None means that there is no cache, because `slots` is None.
+    """
     return nnx.Cache(jnp.zeros((*slots, sizes.kv_heads, sizes.head_size))) if slots else None
 
 

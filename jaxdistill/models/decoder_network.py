@@ -64,13 +64,14 @@ class Decoder(nnx.Module):
         depth: number of blocks.
         tied: if true, the kernel of the head is the transposed embedding table.
         rope: maximal number of tokens; base of the rotary wavelengths; and scaling to longer contexts, or None.
-        window: number of tokens that a token attends to, itself included; None: all before it.
+        window: number of most recent tokens, itself included, that a token attends to (sliding window); None means all
+            tokens up to itself.
         scan_layers: if true, `lax.scan` runs the blocks, with stacked parameters; otherwise a Python loop runs the
             blocks.
         remat: rematerialisation in the backward pass: "none" or a key of `POLICIES`.
-        slots: shape of the key-value cache, `(batch, tokens)`; None: no cache.
+        slots: shape of the key-value cache, `(batch, tokens)`; None means no cache.
         rngs: random streams of the initial parameters.
-        make_block: function that makes a block.
+        make_block: function `(sizes, slots, rngs) -> module` that makes a block.
         norm: class of the final norm.
         position_table: if true, a learned position embedding is added to the token embedding.
     """
@@ -185,9 +186,11 @@ class Decoder(nnx.Module):
 
 
 def _nudge(batch: RowsLike, number: int, depth: int) -> dict[str, Array]:
-    """Return the tensor that a block adds to its output, `{"nudge/0": array}`, or `{}` (see `layers.nudged`).
+    """Return the nudge of a block as a dict, `{"nudge/0": array}`; it is empty if the batch has no such nudge.
 
-    The tensor is zero for the last block, because its hidden state is taken, and nudged, after the final norm.
+    A nudge is an array of zeros that is added to a hidden state, to differentiate with respect to that state (see
+    `layers.nudged`). The last block gets new zeros, because its hidden state is taken, and nudged, after the final
+    norm.
 
     Args:
         batch: the batch; the field `nudge/<number + 1>` belongs to the output of block `number`.

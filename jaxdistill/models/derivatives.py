@@ -101,7 +101,7 @@ def _differentiate(model: Model, wanted: frozenset[str]) -> Model:
 def _differentiable_inputs(
     forward: Forward, rows: Mapping[str, Array], wanted: frozenset[str]
 ) -> tuple[str, dict[str, Array]]:
-    """Select the batch fields with respect to which gradients are taken: the image, and the nudges of hidden states.
+    """Select the fields to differentiate with respect to: the image, and the nudges (zeros added to hidden states).
 
     Args:
         forward: the model's forward pass as a function of such fields.

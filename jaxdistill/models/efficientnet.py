@@ -137,7 +137,7 @@ def efficientnet_lite(
             factor by which a block increases the number of channels inside.
         top: number of output channels of the last convolution, whose output is pooled.
         dropout: dropout rate of the pooled features; 0.2 in the published training of Lite0.
-        channels: number of channels of an image; None: the channels of the batch's images.
+        channels: number of channels of an image; None means as many as the batch's images have.
 
     Raises:
         ValueError: there is no stage, a size is not positive, the dropout rate is out of range, or the images have

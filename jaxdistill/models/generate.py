@@ -38,7 +38,7 @@ class _LoopState(NamedTuple):
     step: number of tokens sampled so far for each sequence, int32 scalar
     cache: the model's state, which holds the cached keys and values
     token: the last token of each sequence, `[batch]` int32
-    done: true for sequences that have a stop token, `[batch]`
+    done: true for sequences that have generated a stop token, `[batch]`
     generated: the tokens sampled so far
     """
 
@@ -63,7 +63,7 @@ def generate(
     stop: tuple[int, ...] = (),
     padding: Literal["left", "right"] = "right",
 ) -> Generated:
-    """Generate up to `steps` tokens after every prompt; stop early when all sequences have a stop token.
+    """Generate up to `steps` tokens after every prompt; stop early when all sequences have generated a stop token.
 
     Args:
         model: a model whose state is a key-value cache if the batch has the field `slots`, such as `decoder`.
@@ -74,9 +74,9 @@ def generate(
         steps: maximal number of new tokens.
         temperature: number by which the logits are divided; 0 selects the most likely token.
         top_k: sample only from the k most likely tokens, and ties with them (Fan et al. 2018,
-            arxiv.org/abs/1805.04833); None: from all tokens.
+            arxiv.org/abs/1805.04833); None means all tokens.
         top_p: sample only from the smallest set of most likely tokens with this total probability (Holtzman et al.
-            2020, arxiv.org/abs/1904.09751); 1: from all tokens.
+            2020, arxiv.org/abs/1904.09751); 1 means all tokens.
         stop: ids of the tokens that end a sequence.
         padding: side on which the prompts are padded.
 
@@ -157,8 +157,8 @@ def sample_tokens(logits: Array, key: Array, temperature: float, top_k: int | No
         logits: unnormalised log-probabilities of the tokens, `[batch, classes]`.
         key: random key; each row uses another key derived from it.
         temperature: number by which the logits are divided; 0 selects the most likely token.
-        top_k: sample only from the k most likely tokens, and ties with them; None: from all tokens.
-        top_p: sample only from the smallest set of most likely tokens with this total probability; 1: from all tokens.
+        top_k: sample only from the k most likely tokens, and ties with them; None means all tokens.
+        top_p: sample only from the smallest set of most likely tokens with this total probability; 1 means all tokens.
     """
     logits = logits.astype(jnp.float32)
     if temperature == 0:

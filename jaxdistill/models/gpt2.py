@@ -32,7 +32,7 @@ class Attention(nnx.Module):
 
     Args:
         sizes: sizes and options of the block.
-        slots: `(batch, tokens)` of the key-value cache; None: keys and values are not cached.
+        slots: `(batch, tokens)` of the key-value cache; None means that keys and values are not cached.
         rngs: random streams of the initial parameters.
     """
 
@@ -87,21 +87,22 @@ def gpt2(
 ) -> Model:
     """Build GPT-2, a decoder language model, which reads the batch field `input_ids`, `[batch, length]`.
 
-    The batch may have the other fields that `decoder` reads, and the logits are a `Factored` head, as there. The
-    network has no dropout; the rates in the config of a checkpoint are ignored.
+    The batch may have the other fields that `decoder` reads, and the logits are a `Factored` head (features and a
+    kernel that are not yet multiplied), as there. The network has no dropout; the rates in the config of a checkpoint
+    are ignored.
 
     Args:
         vocabulary: number of tokens in the vocabulary, and of logits.
         width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads; must divide the width.
-        ffn: width of the perceptron; None: 4 times the width.
-        positions: rows of the position table, the maximal length of a sequence in tokens.
+        ffn: width of the perceptron; None means 4 times the width.
+        positions: number of rows of the position table, which is the maximal length of a sequence in tokens.
         activation: activation of the perceptron. "gelu" is exact; "gelu_new" and "gelu_pytorch_tanh" approximate it.
         epsilon: value added to the variance in the layer norms.
-        tied: the kernel of the head is the transposed embedding table, so that the head has no parameters.
-        scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile each
-            layer.
+        tied: if true, the kernel of the head is the transposed embedding table, so that the head has no parameters.
+        scan_layers: True compiles one layer, and stacks the parameters of all layers along a leading axis; False
+            compiles each layer.
         remat: values that a layer saves for its backward pass: "full" saves its input only; "dots" also saves the
             products with kernels; "none" leaves the choice to the compiler, which saves everything.
         attentions: return the attention probabilities of every layer, which takes additional memory.

@@ -70,7 +70,7 @@ def require_dropout_rate(name: str, rate: float) -> None:
 
 
 def dropout(x: Array, rate: float, *, train: bool, key: Array) -> Array:
-    """Apply dropout to `[batch, ...]` in training, and divide the kept values by `1 - rate`.
+    """Apply dropout to an array, `[batch, ...]`, in training, and divide the kept values by `1 - rate`.
 
     Each example has its own random key, derived from `key`, so that `pmap` and `jit` drop the same values.
     """

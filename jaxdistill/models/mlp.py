@@ -43,7 +43,7 @@ class Mlp(nnx.Module):
 
 @models.register
 def mlp(widths: tuple[int, ...], classes: int, dropout: float = 0.0) -> Model:
-    """Build a multilayer perceptron, which reads the batch field `image`.
+    """Build a multilayer perceptron with ReLU, which reads the batch field `image`, flattened to a vector.
 
     Args:
         widths: widths of the hidden layers, at least one.

@@ -127,8 +127,8 @@ class ModernBert(nnx.Module):
         vocabulary: number of tokens in the vocabulary.
         depth: number of blocks.
         positions: maximal length of a text in tokens.
-        every: the first of every so many blocks attends to all tokens.
-        window: number of tokens, on both sides together, that the other blocks attend to.
+        every: blocks 0, `every`, 2 `every`, ... attend to all tokens.
+        window: number of neighbouring tokens, on both sides together, that the other blocks attend to.
         thetas: bases of the rotary wavelengths, of the blocks that attend to all tokens and of the others.
         dropout: dropout rate of the embedding layer.
         head: the head.
@@ -212,14 +212,14 @@ def modernbert(
         classes: number of classes. 0 builds a sentence embedding model instead of a classifier: the pooled token
             vector, scaled to unit norm, is both embedding and logits.
         positions: maximal length of a text in tokens.
-        every: the first of every so many blocks attends to all tokens, the others to near tokens only.
-        window: number of tokens, on both sides together, that a block attends to which attends to near tokens.
+        every: blocks 0, `every`, 2 `every`, ... attend to all tokens, the others to neighbouring tokens only.
+        window: number of neighbouring tokens, on both sides together, that these other blocks attend to.
         thetas: bases of the rotary wavelengths of the blocks that attend to all tokens, and of the others.
         activation: activation of the perceptron. "gelu" is exact; "gelu_new" and "gelu_pytorch_tanh" approximate it.
         epsilon: value added to the variance in the layer norms.
         dropout: dropout rate of the embedding layer.
         head_dropout: dropout rate in the classification head.
-        pool: token vector that head or embedding start from: "cls" (first token), or "mean" over the tokens.
+        pool: pooling of the tokens for the head or embedding: "cls" (first token), or "mean" over the tokens.
         attentions: return the attention probabilities of every block, which takes additional memory.
 
     Raises:

@@ -71,7 +71,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return a module's params and state as flat dicts from name to array; only variables of the type `kind`."""
+    """Return the params and state of a module as two flat dicts, name to array, of its variables of type `kind`."""
     params: dict[str, Array] = {}
     state: dict[str, Array] = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, kind)):

@@ -37,7 +37,7 @@ class Architecture(NamedTuple):
 
     family: name of the model family, such as "bert"
     arguments: arguments of the family's factory, by name
-    layers: numbers of the checkpoint's layers that the model keeps; empty: all
+    layers: numbers of the checkpoint's layers that the model keeps; an empty tuple means all layers
     selections: for each axis on which the model is smaller than the checkpoint ("width", "ffn", ...), the stored units
         that each unit of the model replaces
     """
@@ -55,10 +55,11 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
     Args:
         source: the checkpoint: a Hugging Face folder, a hub id, or a GGUF file.
         layers: layers of the checkpoint that the model keeps: layer numbers in order; or ("uniform", 3), ("first", 3)
-            or ("last", 3) for three layers at equal distances, at the beginning or at the end; empty: all layers.
+            or ("last", 3) for three layers at equal distances, at the beginning or at the end. An empty tuple keeps all
+            layers.
         cut: sizes to reduce: (axis, method, new size) for each axis that gets smaller. The axis is "width", "ffn",
-            "heads" or "kv_heads". The method "evenly" keeps units (or heads) at equal distances; the method "average"
-            averages groups of neighbouring units (or heads).
+            "heads" or "kv_heads". The method "evenly" keeps units (or heads) at equal distances (structured pruning);
+            the method "average" averages groups of neighbouring units (or heads).
         keep: folder of a reduced vocabulary, written by the command `jaxdistill vocabulary`. The model keeps only the
             embeddings of the tokens in this vocabulary, so texts must be tokenised by the tokenizer in the folder. If
             teacher and student share the reduced vocabulary, pass the same folder to both.
@@ -78,7 +79,10 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
 
 
 def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
-    """Return the checkpoints that a spec string names: that of `pretrained`, also inside another model, or of `cut`.
+    """Return the checkpoints (folders, files or hub ids) that the spec string of a model names, as a tuple of strings.
+
+    They are the sources of `pretrained`, also where it is an argument of another model, and of `cut` (structured
+    pruning).
 
     Args:
         spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', layers=(0, 5))".
@@ -97,7 +101,7 @@ def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
 
 
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
-    """Return the architecture of the model that a spec string describes; None if it has no Hugging Face format.
+    """Return the architecture of the model that a spec string describes, or None if it has no Hugging Face format.
 
     A model that adds no parameter to a network, such as `siamese`, has the architecture of the network.
 
@@ -130,11 +134,11 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
 
 
 def first_network(spec: Spec, name: str = "network") -> str:
-    """Return the spec string of the network that a model wraps, its first argument.
+    """Return the spec string of the network that a model, such as `siamese`, takes as its first argument.
 
     Args:
-        spec: the spec of the model.
-        name: name of the argument.
+        spec: the parsed spec of the model.
+        name: name of this argument, for a spec that passes it by keyword.
     """
     network = spec.kwargs.get(name, spec.args[0] if spec.args else "")
     return network if isinstance(network, str) else repr(network)
@@ -147,9 +151,9 @@ def architecture_of(
 
     Args:
         source: the checkpoint, or only its config.
-        layers: the layers that are kept: layer numbers, or for example ("uniform", 3); empty: all.
+        layers: the layers that are kept: layer numbers, or for example ("uniform", 3); an empty tuple means all layers.
         cut: (axis, method, new size) for each axis that gets smaller.
-        keep: folder of a reduced vocabulary; "": the full vocabulary.
+        keep: folder of a reduced vocabulary; "" means the full vocabulary.
         options: arguments of the family's factory that replace those of the checkpoint.
 
     Raises:
@@ -190,7 +194,7 @@ def architecture_of(
 
 
 def _check_head(source: CheckpointConfig | Source, family: hub_family.Family, options: Mapping[str, Any]) -> None:
-    """Check that no head of another task is dropped silently: the spec must then say which head the model gets.
+    """Check that a checkpoint has no head of another task, unless `classes` is set, so that no head is lost silently.
 
     Raises:
         WeightsError: the checkpoint has a head that the family's model does not have, and `classes` is not set.

@@ -100,7 +100,7 @@ class ResNet(nnx.Module):
 
 @models.register
 def resnet(widths: tuple[int, ...], blocks: int, classes: int, inner: tuple[int, ...] = ()) -> Model:
-    """Build a residual network for small images, which reads the batch field `image`.
+    """Build a residual network for small images, which reads the field `image`, `[batch, height, width, channels]`.
 
     The running statistics of the batch normalisation are state, not params.
 
@@ -108,10 +108,11 @@ def resnet(widths: tuple[int, ...], blocks: int, classes: int, inner: tuple[int,
         widths: number of channels in each stage of blocks; one entry or more.
         blocks: number of basic blocks in each stage.
         classes: number of classes.
-        inner: number of channels between the two convolutions of each block, in order; (): as after them.
+        inner: number of channels between the two convolutions of each block, in order; () means as many as the block's
+            output has.
 
     Raises:
-        ValueError: `widths` is empty, a size is not positive, or `inner` has not one entry for each block.
+        ValueError: `widths` is empty, a size is not positive, or `inner` does not have one entry for each block.
     """
     if not widths or min(widths) < 1 or blocks < 1:
         raise ValueError(f"widths and blocks must be positive; got widths={widths}, blocks={blocks}")

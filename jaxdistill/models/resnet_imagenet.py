@@ -115,7 +115,7 @@ def resnet_imagenet(
     early_stride: bool = False,
     first_stride: int = 1,
 ) -> Model:
-    """Build a residual network for ImageNet-size images, which reads the batch field `image`.
+    """Build a residual network for ImageNet-size images, which reads `image`, `[batch, height, width, channels]`.
 
     The running statistics of the batch normalisation are state, not params.
 

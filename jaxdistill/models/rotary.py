@@ -40,7 +40,7 @@ def frequencies(head_size: int, theta: float, scaling: Llama3 | None) -> np.ndar
     Args:
         head_size: number of units of an attention head.
         theta: base of the frequencies.
-        scaling: scaling to longer contexts; None: no scaling.
+        scaling: scaling to longer contexts; None means no scaling.
     """
     frequency = theta ** (-np.arange(0, head_size, 2) / head_size)
     if scaling is not None:

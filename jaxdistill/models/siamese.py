@@ -19,19 +19,20 @@ from jaxdistill.models.towers import pair_outputs
 
 @models.register
 def siamese(network: Model, scale: float = 20.0, other: str = TEACHER) -> Model:
-    """Build a model that embeds two texts of a record with one network; the first text takes the place of the image.
+    """Build a siamese model: one network embeds both texts of a record, such as a text and its translation.
 
     The network reads the fields of the batch as they are, such as `input_ids`, and then the fields whose names begin
-    with `other`, such as `teacher/input_ids`, which `sentences(teacher_fields=...)` makes. Loss terms of pairs, such as
-    `contrastive`, compare the two embeddings. A batch without the second text, as in a prediction, has the outputs of
-    the network alone.
+    with `other`, such as `teacher/input_ids`, which `sentences(teacher_fields=...)` makes. The outputs have the first
+    embedding as `embedding`, in the place of an image embedding, and the second as `text_embedding`; losses of pairs,
+    such as `contrastive`, compare the two. A batch without the second text, as in a prediction, has the outputs of the
+    network alone.
 
-    The parameters are those of the network, so that a run with this model is a checkpoint of the network itself, which
-    may be a teacher: `teachers.NAME.model` is then the spec of the network.
+    The parameters are those of the network, so a checkpoint of this model is also a checkpoint of the network. To use
+    it as a teacher, set `teachers.NAME.model` to the spec string of the network.
 
     Args:
         network: a network that returns an embedding, such as `pretrained('FOLDER', classes=0)`.
-        scale: factor of the similarities of unit embeddings, which is not trained; 20 is that of sentence-transformers.
+        scale: fixed factor of the cosine similarities; sentence-transformers uses 20.
         other: prefix of the fields of the second text.
 
     Raises:

@@ -29,21 +29,22 @@ def towers(
     bias: float | None = None,
     locked: tuple[Tower, ...] = (),
 ) -> Model:
-    """Build a model with two towers, each any network that returns an embedding, and a linear projection for each.
+    """Build a two-tower model: an image encoder and a text encoder, with linear projections into a common space.
 
-    The logits, `[images, texts]`, are `exp(s) * i @ t.T + b` over all images and texts of the global batch, with the
-    projected embeddings i and t of unit norm, a learned s, and a learned b if `bias` is set. Their number changes with
-    the batch, so they are no classes: losses of pairs (`contrastive`, `affinity`, ...) read the embeddings and the
-    scale instead. The hidden states and attentions are those of the image tower. Both towers read the whole batch, so
-    that an image tower reads the field `image`, and a text tower `input_ids`.
+    Each tower (encoder) is any network that returns an embedding. The logits, `[images, texts]`, are `exp(s) * i @ t.T
+    + b` over all images and texts of the global batch, with the projected embeddings i and t of unit norm, a learned s,
+    and a learned b if `bias` is set. The number of logits changes with the batch size, so they are not logits of
+    classes: losses of pairs (`contrastive`, `affinity`, ...) read the embeddings and the scale instead. The hidden
+    states and attentions are those of the image tower. Both towers read the whole batch, so that an image tower reads
+    the field `image`, and a text tower `input_ids`.
 
     Args:
         images: the network that embeds images, such as `resnet(widths=(16, 32), classes=1)`; its head is not used.
         texts: the network that embeds texts, such as `pretrained('FOLDER')`.
         width: width of the common space.
         scale: initial value of exp(s), which is positive.
-        bias: initial value of b, such as -10 for the loss `sigmoid`; None: no bias.
-        locked: towers that keep their weights; their projections are trained all the same.
+        bias: initial value of b, such as -10 for the loss `sigmoid`; None means no bias.
+        locked: towers ("images", "texts") that are not trained; their projections are trained all the same.
 
     Raises:
         ValueError: `scale` is not positive; or, when the model is initialised, a tower returns no embedding.
@@ -111,13 +112,13 @@ def towers(
 
 
 def pair_outputs(images: Array, texts: Array, log_scale: Array, bias: Array | None, mask: Array) -> Outputs:
-    """Return the outputs of a model with two towers: unit embeddings, scale, and logits of all images with all texts.
+    """Compute the `Outputs` of a two-tower model: unit embeddings, scale, and logits of all images with all texts.
 
     Args:
         images, texts: embeddings of any norm, `[batch, width]`.
-        log_scale: logarithm of the factor of similarities, one number.
-        bias: what is added to the similarities, one number; None: nothing.
-        mask: 0 for rows that only fill the batch, `[batch]`; their texts have the logit `NO_CANDIDATE`.
+        log_scale: logarithm of the factor of the cosine similarities, one number.
+        bias: number that is added to every logit; None means no bias.
+        mask: 0 for rows that are padding, `[batch]`; their texts have the logit `NO_CANDIDATE`.
     """
     image, text = _unit(images), _unit(texts)
     scale = jnp.exp(log_scale.astype(jnp.float32))
@@ -147,6 +148,6 @@ def _prefixed(tower: str, arrays: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _part(tower: str, arrays: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Return the arrays of one tower, by their names in its network."""
+    """Return the arrays of one tower (encoder) as a dict by name, without the prefix `<tower>/` of the names."""
     start = f"{tower}/"
     return {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}

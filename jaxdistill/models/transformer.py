@@ -37,7 +37,7 @@ class Stack(NamedTuple):
     epsilon: value added to the variance in the layer norms
     bias: if true, queries, keys and values have a bias
     attentions: if true, every block returns the attention probabilities
-    head_size: number of units of a head; None: width / heads
+    head_size: number of units of a head; None means width / heads
     """
 
     width: int
@@ -168,8 +168,8 @@ def require_image(shape: tuple[int, ...], patch: int, image: int | None, channel
     Args:
         shape: shape of the images, `(height, width, channels)`.
         patch: side of a patch in pixels.
-        image: required height and width of an image in pixels; None: any.
-        channels: required number of channels; None: any.
+        image: required height and width of an image in pixels; None means any size.
+        channels: required number of channels; None means any number.
 
     Raises:
         ValueError: `patch` does not divide height and width, or the images have another size or number of channels.

@@ -37,9 +37,9 @@ from jaxdistill.models.transformer import (
 class ViT(nnx.Module):
     """A ViT or DeiT; hidden states are the outputs of patch embedding and blocks, `[batch, tokens + patches, width]`.
 
-    `tokens` is the number of learned tokens before the patches. 0: the head reads the mean over the patches. 1: the
-    head reads the class token. 2: one head reads the class token, another one the distillation token, and the logits
-    are the mean of the logits of both heads.
+    `tokens` is the number of learned tokens before the patches. With 0, the head reads the mean over the patches. With
+    1, the head reads the class token. With 2, one head reads the class token, another one the distillation token, and
+    the logits are the mean of the logits of both heads.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ def vit(
     attentions: bool = False,
     head_size: int | None = None,
 ) -> Model:
-    """Build a vision transformer, which reads the batch field `image`.
+    """Build a vision transformer, which reads the field `image`, `[batch, height, width, channels]`.
 
     Args:
         patch: side of a patch in pixels; must divide the image's sides.
@@ -106,16 +106,17 @@ def vit(
         heads: number of attention heads; must divide the width if `head_size` is None.
         classes: number of classes.
         dropout: dropout rate of the output of each attention layer and perceptron.
-        ffn: width of the perceptron inside a block; None: 4 times the width.
+        ffn: width of the perceptron inside a block; None means 4 times the width.
         pool: the input of the head, which is also the embedding: the "mean" over the patches, or a class "token" as in
             the library transformers. "token" needs `image` and `channels`.
-        image: side of an image in pixels; None: the size of the batch's images.
-        channels: number of channels of an image; None: the channels of the batch's images.
+        image: side of an image in pixels; None means the size of the batch's images.
+        channels: number of channels of an image; None means as many as the batch's images have.
         activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
         epsilon: value added to the variance in the layer norms.
         bias: if true, queries, keys and values have a bias.
         attentions: return the attention probabilities of every block, which takes additional memory.
-        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
+        head_size: number of units of an attention head; None means width / heads, the only number that the library
+            transformers supports.
 
     Raises:
         ValueError: `pool` is "token" without `image` and `channels`, the heads do not divide the width, or the dropout
@@ -168,12 +169,13 @@ def deit(
         image: side of an image in pixels.
         channels: number of channels of an image.
         dropout: dropout rate of the output of each attention layer and perceptron.
-        ffn: width of the perceptron inside a block; None: 4 times the width.
+        ffn: width of the perceptron inside a block; None means 4 times the width.
         activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
         epsilon: value added to the variance in the layer norms.
         bias: if true, queries, keys and values have a bias.
         attentions: return the attention probabilities of every block, which takes additional memory.
-        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
+        head_size: number of units of an attention head; None means width / heads, the only number that the library
+            transformers supports.
     """
     stack = Stack(
         width=width,

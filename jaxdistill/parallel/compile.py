@@ -29,14 +29,14 @@ class Engine(NamedTuple):
     A batch is `{stream: {field: array}}`; a stream is a named source of examples. A row is one example of a batch.
 
     init: `(key, batch, start) -> TrainState`. With `jit`, each array is created in its shards, never whole on one
-        device. `start` has values that replace the random initial ones (see `StepInit`); it is donated
+        device. `start` has pretrained values that replace the random initial ones (see `StepInit`); it is donated
     update: `(train_state, batch) -> (new train_state, metrics)`, one training step; donates the train state
     evaluate: `(train_state, rows of one stream on the devices) -> metrics`, summed over the global batch
     put: `(this process's rows as host arrays) -> global batch as device arrays`
     export: `(train_state) -> the same tree as global arrays`, for checkpoints and reports
     restore: `(exported tree) -> train_state`, the inverse of `export`
     abstract: the exported train state as `jax.ShapeDtypeStruct`; with `jit`, with shardings
-    row_numbers: `(number of rows of a global batch) -> numbers of the rows that this process must load`
+    row_numbers: `(number of rows of a global batch) -> indices of the rows that this process must load`
     compiled: `() -> {"update" or "evaluate": number of programs compiled so far}`
     traced: `() -> jax.stages.Traced` of the update, from shapes and shardings without arrays; None with `pmap`
     """
@@ -54,7 +54,7 @@ class Engine(NamedTuple):
 
 
 def init_compiler_options() -> dict[str, int] | None:
-    """Return the XLA options for compiling the initialisation of a model; None means XLA's defaults.
+    """Return the XLA compiler options for the initialisation of a model, as a dict; None means XLA's defaults.
 
     An initialisation runs once, so on CPU it is compiled without optimisation: for a ResNet in 1 s instead of 6 s.
     """
@@ -62,14 +62,14 @@ def init_compiler_options() -> dict[str, int] | None:
 
 
 def shard_variables(variables: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
-    """Move a model's variables to the mesh; each array is sharded by the first rule whose regex matches its name."""
+    """Move a model's parameters and state to a device mesh, sharded by rules for the array names; see `spec_for`."""
     return jax.device_put(variables, shardings(variables, mesh, rules))
 
 
 def local_row_numbers(mesh: Mesh, total: int) -> np.ndarray:
-    """Return the numbers of the batch's rows (examples) on the devices of this process, in increasing order, `[rows]`.
+    """Return the indices of the batch rows (examples) on the devices of this process, in increasing order, `[rows]`.
 
-    The numbers need not be adjacent: on a TPU, a host's chips form a square, and the mesh winds through all chips.
+    The indices need not be adjacent. On a TPU, the chips of a host form a square, and the mesh winds through all chips.
 
     Args:
         mesh: the mesh that the batch is split over.
@@ -79,7 +79,7 @@ def local_row_numbers(mesh: Mesh, total: int) -> np.ndarray:
 
 
 def row_numbers_on(mesh: Mesh, total: int, devices: Collection[jax.Device]) -> np.ndarray:
-    """Return the numbers of the batch's rows (examples) on the given devices, in increasing order, `[rows]`.
+    """Return the indices of the batch rows (examples) on the given devices, in increasing order, `[rows]`.
 
     Args:
         mesh: the mesh that the batch is split over.
@@ -100,16 +100,17 @@ def jit_engine(
     *,
     rules: Rules = DEFAULT_RULES,
 ) -> Engine:
-    """Compile a training step and an evaluation with `jit` over a mesh.
+    """Build an `Engine`: compile a training step and the student's evaluation with `jit` over a device mesh.
 
     Args:
-        step: the training algorithm.
+        step: the training algorithm, with the functions `init` and `update`.
         evaluate: the evaluation of the student, `(params, state, references, rows of one stream) -> metrics`.
         mesh: a mesh with the axes `data`, `fsdp` and `tensor`.
         teachers: the variables of the frozen teachers that the step trains with, already sharded over `mesh`. They are
             arguments of the compiled program; as constants from a closure they would be copied into the program.
-        references: the variables of the teachers that `evaluate` compares the student with: `teachers`, except for a
-            control (the same student trained without a teacher), which has references but no teachers.
+        references: the variables of the teachers that `evaluate` compares the student with. They are the same as
+            `teachers`, except for a control (the same student trained without a teacher): it has references, but no
+            teachers.
         batch: the shapes of a global batch, `{stream: {field: jax.ShapeDtypeStruct}}`. A stream is a named source of
             examples.
         rules: the sharding rules for the arrays of the train state.
@@ -155,7 +156,8 @@ def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callab
     """Compile the evaluation of a model whose variables do not change, such as a teacher.
 
     Args:
-        evaluate: `(params, state, teachers, rows) -> metrics`; called with the model as the student and no teachers.
+        evaluate: `(params, state, teachers, rows) -> metrics`. It is called with the model in the place of the
+            student, under the key "student" of `params` and `state`, and without teachers.
         variables: the model's variables, already sharded over `mesh`.
         mesh: a mesh with the axes `data`, `fsdp` and `tensor`.
 
@@ -168,7 +170,7 @@ def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callab
 
 
 def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Wrap a function so that it runs with `mesh` as JAX's ambient mesh, which `by_rows` reads during tracing."""
+    """Wrap a function so that it runs with `mesh` as JAX's ambient mesh (`jax.set_mesh`), which tracing reads."""
 
     def call(*args: Any) -> Any:
         with jax.set_mesh(mesh):
@@ -207,11 +209,11 @@ def move_to_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def local_shard(x: np.ndarray, row_numbers: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-    """Select the rows of one device's shard from the rows of a global array that this process holds.
+    """Return one device's shard of a global array, cut out of the rows that this process holds.
 
     Args:
-        x: `[rows, ...]`, the rows that this process holds.
-        row_numbers: `[rows]`, the number of each of these rows in the global array, in increasing order.
+        x: `[rows, ...]`, the rows of the global array that this process holds.
+        row_numbers: `[rows]`, the index of each of these rows in the global array, in increasing order.
         index: the slices of the global array that make up the shard; only the first dimension is split.
     """
     first = int(np.searchsorted(row_numbers, index[0].start or 0))
@@ -225,13 +227,17 @@ def _program_counts(**functions: Any) -> dict[str, int]:
 
 @functools.cache
 def _local_batches_per_global_batch(mesh: Mesh) -> int:
-    """Return the number of rows of a global batch divided by those of this process; 1 if it has all rows."""
+    """Return the size of a global batch as a multiple of this process's part; 1 if this process holds all rows."""
     shards = row_shard_count(mesh)
     return shards // len(local_row_numbers(mesh, shards))
 
 
 def keep_programs(folder: str) -> None:
-    """Set the folder of JAX's persistent compilation cache, which later runs reuse; empty: change nothing."""
+    """Store compiled programs in a folder (JAX's persistent compilation cache), so that later runs can reuse them.
+
+    Args:
+        folder: the folder; if it is empty, the settings of JAX stay as they are.
+    """
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

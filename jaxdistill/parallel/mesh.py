@@ -14,10 +14,10 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """Return the sizes of the mesh axes `(data, fsdp, tensor)`, with a size of -1 replaced by all remaining devices.
+    """Return the sizes of the mesh axes `(data, fsdp, tensor)`; the size -1 is resolved from the number of devices.
 
     Args:
-        data, fsdp, tensor: sizes of the axes; at most one is -1.
+        data, fsdp, tensor: sizes of the axes; at most one is -1, which means all remaining devices.
         devices: number of available devices.
 
     Raises:
@@ -44,7 +44,9 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Build a mesh with the axes `data`, `fsdp` and `tensor`, of the type Auto (`jax.make_mesh` defaults to Explicit).
+    """Build a device mesh with the axes `data`, `fsdp` and `tensor`, all of the axis type Auto.
+
+    (`jax.make_mesh` defaults to the type Explicit.)
 
     On TPUs, neighbours on the mesh are neighbouring chips, and a mesh axis may take a part of a physical axis. If there
     are several TPU slices, the axis `data` is split over them first, then `fsdp`, and never `tensor`, as the network
@@ -52,7 +54,7 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
 
     Args:
         shape: sizes of the axes `data`, `fsdp` and `tensor`.
-        devices: devices; the mesh takes as many of the first ones as it needs. Empty: all devices of this system.
+        devices: the available devices, of which the mesh takes the first ones; if empty, all devices of this system.
 
     Raises:
         ValueError: `data` and `fsdp` cannot be split over the TPU slices, or the TPU chips do not form a box.
@@ -78,16 +80,16 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
 
 
 def row_shard_count(mesh: Mesh) -> int:
-    """Return the number of shards that a batch is split into, `data * fsdp` (the sizes of these mesh axes)."""
+    """Return the number of shards into which a mesh splits the rows of a batch: size of `data` times size of `fsdp`."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def build_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Build a mesh like `make_mesh`, but turn an error into a `ConfigError` of the config key `mesh`.
+    """Build a device mesh like `make_mesh`, but report an error as a `ConfigError` of the config key `mesh`.
 
     Args:
         shape: sizes of the axes `data`, `fsdp` and `tensor`.
-        devices: devices; the mesh takes as many of the first ones as it needs. Empty: all devices of this system.
+        devices: the available devices, of which the mesh takes the first ones; if empty, all devices of this system.
 
     Raises:
         ConfigError: the axes cannot be laid out on this machine.

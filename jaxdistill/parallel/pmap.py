@@ -23,10 +23,12 @@ def pmap_engine(
     references: tuple[Variables, ...],
     batch: Batch,
 ) -> Engine:
-    """Compile a training step and an evaluation with `pmap`: every device has all parameters and a part of the batch.
+    """Build an `Engine`: compile a training step and the student's evaluation with `pmap`.
+
+    Every device holds all parameters and a part of the batch.
 
     Args:
-        step: the training algorithm.
+        step: the training algorithm, with the functions `init` and `update`.
         evaluate: the evaluation of the student, `(params, state, references, rows of one stream) -> metrics`.
         devices: the devices to use, all of one process.
         teachers: the variables of the frozen teachers that the step trains with.

@@ -26,7 +26,10 @@ DEFAULT_RULES: Rules = (
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """Return the `PartitionSpec` of an array, by the first rule whose regex matches its name; replicated if none does.
+    """Return the `PartitionSpec` of an array, from the first sharding rule whose regex matches the array's name.
+
+    The array is replicated if no rule matches, or if the rule has more axes than the array has dimensions. A mesh axis
+    whose size does not divide a dimension is left out.
 
     Args:
         name: key path of the array in its tree, such as `params/student/blocks/0/mlp/up/kernel`.
@@ -45,7 +48,7 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Par
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
-    """Return a `NamedSharding` for each leaf of a tree, by the first rule whose regex matches the key path of the leaf.
+    """Return a tree with the `NamedSharding` of each array, from the first rule whose regex matches its key path.
 
     An optimiser moment gets the same sharding as its parameter, because its key path ends with the parameter's name.
 

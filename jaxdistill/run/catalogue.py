@@ -22,12 +22,14 @@ PRESETS = "presets"
 
 
 def names() -> list[str]:
-    """Return the kinds of parts, such as "losses", and "presets"."""
+    """Return the kinds of parts that a config can name, such as "losses", as a list that ends with "presets"."""
     return [*sorted(KINDS), PRESETS]
 
 
 def listing(kind: str) -> str:
-    """Return all parts of a kind, one in two lines: name and arguments, then what it does.
+    """Return the list of all parts of a kind, such as all losses, as text.
+
+    Each part has two lines: its name with its arguments (presets have none), and the first sentence of its docstring.
 
     Args:
         kind: one of `names`.
@@ -51,10 +53,10 @@ def listing(kind: str) -> str:
 
 
 def details(kind: str, name: str) -> str:
-    """Return name, arguments and docstring of one part.
+    """Return the full description of one part, such as a loss, as text: name, arguments and docstrings.
 
     Args:
-        kind: one of `names`.
+        kind: kind of the part, one of `names`.
         name: name of the part.
 
     Raises:
@@ -92,7 +94,10 @@ def _preset_text(name: str) -> str:
 
 
 def _builder_text(name: str) -> str:
-    """Return what the module says that builds a data set; importing it would need TensorFlow Datasets."""
+    """Return the docstring of the module that builds a data set, without importing the module.
+
+    Importing it would need TensorFlow Datasets.
+    """
     file = Path(jaxdistill.data.__file__).parent / "builders" / f"{BUILDERS[name]}.py"
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 

@@ -51,7 +51,10 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
 
 
 def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, Any]:
-    """Return a model's predictions for the test records, and which records these are; empty if they are not known."""
+    """Return a model's predictions and labels for the test records, as a dict by name.
+
+    The entry "records" says which test records these are. Return an empty dict if there are no predictions.
+    """
     folder = "teachers/" + model.removeprefix("teacher ") if model.startswith("teacher ") else model
     try:
         result = result_file.read(run / folder, model, content.get("run") or "", {"row": dict}, required=False)
@@ -66,13 +69,16 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
 
 
 def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Compare two models record by record; None: their test records are not known to be the same."""
+    """Compare the predictions of two models record by record, and return the fields of `PairedRecords` as a dict.
+
+    Return None if the models may have been evaluated on different test records.
+    """
     pair = paired_answers(one, other) if one and other and one["records"] == other["records"] else None
     return pair._asdict() if pair else None
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Return a name for each run: the last parts of its folder, as many as it takes to tell them apart."""
+    """Return a name for each run: the end of its folder path, just long enough that all names are different."""
     parts = [run.resolve().parts for run in runs]
     counts = range(1, max(map(len, parts)) + 1)
     tried = (["/".join(part[-count:]) for part in parts] for count in counts)

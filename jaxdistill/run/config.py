@@ -86,12 +86,12 @@ def _renamed(place: str, key: str, path: str) -> str:
 
 
 def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dict[str, Any]:
-    """Check the values of a config section, and add the schema's defaults for missing keys.
+    """Check the values of a config section, and return them as a dict, with the schema's defaults for missing keys.
 
     Args:
         schema: the schema of the section.
         values: the user's values for the section.
-        path: path of the section in the config, such as "teachers.large"; empty: the whole config.
+        path: path of the section in the config, such as "teachers.large"; empty for the whole config.
         place: path of the section in the schema, such as "teachers.NAME", under which `RENAMED` lists old key names.
     """
     if not isinstance(values, Mapping):
@@ -106,7 +106,10 @@ def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dic
 
 
 def _hint(place: str, path: str, key: str) -> str:
-    """Return where the arguments of a loss belong, for an unknown key of a loss term."""
+    """Return a sentence for errors about unknown keys of a loss term: where arguments of the loss must be written.
+
+    Return an empty text if the key is not in a loss term.
+    """
     if place not in ("objective.NAME", "task.NAME"):
         return ""
     loss = path.rpartition(".")[2]
@@ -190,7 +193,9 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
 
 
 def _check_new_entry(section: str, others: Sequence[str], tree: Mapping[str, Any]) -> None:
-    """Check an entry that changes from the command line have created; print a note if its name is almost another's.
+    """Check a config entry that the command line has created, such as a new teacher.
+
+    Print a note if its name is similar to that of another entry.
 
     Args:
         section: path of the entry, such as "teachers.big".
@@ -209,7 +214,7 @@ def _check_new_entry(section: str, others: Sequence[str], tree: Mapping[str, Any
 
 
 def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Parse command-line arguments `--config.a.b=value` to ("a.b", "value") pairs.
+    """Parse command-line arguments `--config.a.b=value` into a list of pairs ("a.b", "value").
 
     Raises:
         ConfigError: an argument has another form.
@@ -269,7 +274,7 @@ def iter_keys(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterable[tu
 
     Args:
         schema: the schema of a section, or of the whole config.
-        path: key of the section, such as "data"; empty: the whole config.
+        path: key of the section, such as "data"; empty for the whole config.
     """
     for key, part in schema.items():
         key_path = _join(path, key)

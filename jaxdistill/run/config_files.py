@@ -31,8 +31,8 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
 
     Args:
         path: "FILE.py"; "FILE.py:NAME", which calls `get_config("NAME")`; or "FOLDER/config.json".
-        trust_source: for a config.json: execute the Python file that lies beside it, if it is the one that the run
-            copied (by its hash).
+        trust_source: when loading a config.json, execute the Python file that lies beside it, if its hash shows that it
+            is the copy that the run has made; a changed file is refused.
 
     Raises:
         ConfigError: the file does not exist, or does not define a config; or the config names parts that its Python
@@ -103,7 +103,7 @@ def copy_source(source: str, workdir: Path) -> dict[str, str]:
     """Copy the Python file of a config into the folder of a run.
 
     Args:
-        source: file path of the Python file; empty: the config has none.
+        source: file path of the Python file; empty if the config has none.
         workdir: folder of the run.
 
     Returns:
@@ -159,7 +159,7 @@ def _from_json(file: Path, trust_source: bool) -> ConfigDict:
 
 
 def _lacking(file: Path, copy: Path | None, missing: Sequence[str]) -> str:
-    """Return the message about parts of a config.json that no code has registered in this process."""
+    """Return the error message about parts (losses, ...) that a config.json names, but no code has registered."""
     names = f"{str(file)!r} names {', '.join(missing)}"
     if copy is None:
         return f"{names}, which the code of that run registered, and the record has no copy of it. Register it first."
@@ -168,7 +168,9 @@ def _lacking(file: Path, copy: Path | None, missing: Sequence[str]) -> str:
 
 
 def _source_of(file: Path, content: Mapping[str, Any]) -> tuple[Path | None, str]:
-    """Return the copy of the Python file that belongs to a config.json, and its recorded hash; None: there is none.
+    """Return the path and the recorded hash of the Python file that a run has copied beside its config.json.
+
+    Return None and an empty text if the run has copied no file.
 
     Raises:
         ConfigError: the record names a file outside of its own folder.
@@ -210,7 +212,7 @@ def run_file(file: Path, content: bytes | None = None) -> Any:
 
 @contextmanager
 def _reporting(file: Path) -> Iterator[None]:
-    """Turn any exception of a user's file into a ConfigError with the file and the line."""
+    """Return a context manager that turns an exception in the user's Python file into a ConfigError with the line."""
     try:
         yield
     except (ConfigError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Resolve a student that is cut out of a trained model to its sizes; no data and no weights are needed."""
+"""Compute the architecture of a student that is pruned from a trained model; no data and no weights are needed."""
 
 import inspect
 from pathlib import Path
@@ -16,10 +16,13 @@ PATH = "student.model"
 
 
 def cut_of(config: Config) -> Cut | None:
-    """Return what the config cuts the student out of; None: the student is a model of its own.
+    """Return the structured pruning of a trained model that makes the student, from the spec string `student.model`.
+
+    Return None if the spec string names no pruning (no function in `registry.cuts`, such as `cut`).
 
     Raises:
-        ConfigError: the spec string is wrong, or there is no such teacher.
+        ConfigError: the spec string is wrong; the teacher to prune does not exist, has no weights before the student's
+            training, or has the key `reads` or `classes`; or the run has several processes.
     """
     text = config.student.model
     if text.partition("(")[0].strip() not in registry.cuts:
@@ -43,7 +46,11 @@ def cut_of(config: Config) -> Cut | None:
 
 
 def source_of(config: Config, cut: Cut) -> tuple[str, str]:
-    """Return the spec string of the model that is cut, and the config key that it comes from."""
+    """Return the spec string of the trained model that is pruned, and the config key that names this model.
+
+    Raises:
+        ConfigError: the model is a folder without Hugging Face format.
+    """
     if cut.teacher:
         return config.teachers[cut.teacher].model, f"teachers.{cut.teacher}.model"
     if (Path(cut.source) / ABOUT).is_file() and not (Path(cut.source) / "config.json").is_file():
@@ -54,7 +61,11 @@ def source_of(config: Config, cut: Cut) -> tuple[str, str]:
 
 
 def architecture(spec: str, path: str = PATH) -> Architecture:
-    """Return family and arguments of the model that a spec string describes.
+    """Return the architecture (family and arguments) of the model that a spec string describes.
+
+    Args:
+        spec: spec string of the model, such as "mlp(widths=(64,), classes=10)".
+        path: config key of the spec string, for error messages.
 
     Raises:
         ConfigError: the spec string is wrong.
@@ -69,15 +80,17 @@ def architecture(spec: str, path: str = PATH) -> Architecture:
 
 
 def _may_change(option: str) -> bool:
-    """Return True for an argument of a model that may differ from that of the model that is cut."""
+    """Return True if the pruned student may have another value for a model argument than the original model."""
     return "dropout" in option or option in ("classes", "remat", "attention", "attentions")
 
 
 def with_sizes(config: Config) -> Config:
-    """Return a config whose student is the smaller model that a cut leaves; other configs are returned unchanged.
+    """Return a config whose `student.model` is the spec string of the smaller model that structured pruning leaves.
+
+    A config without structured pruning (`cut`) is returned unchanged.
 
     Raises:
-        ConfigError: the model cannot be cut so.
+        ConfigError: the model cannot be pruned in this way.
     """
     if (cut := cut_of(config)) is None:
         return config

@@ -1,4 +1,4 @@
-"""Cut the student out of a trained model before its training: measure the units, choose some, take their weights."""
+"""Make the student by structured pruning of a trained model: score the units, keep the best, copy their weights."""
 
 import hashlib
 import json
@@ -43,13 +43,13 @@ TYPES: seal.JsonTypes = {"cut": str, "source": str, "heads_by": str, "layers": l
 
 
 class Source(NamedTuple):
-    """The trained model that a student is cut out of.
+    """The trained model from which the student is made by structured pruning.
 
-    spec: its spec string
+    spec: spec string of the model
     model: the network
-    variables: its parameters and state, on the host; arrays that its checkpoint lacks are drawn at random
-    form: its family and arguments
-    fresh: names of those arrays, such as a new head; the student draws its own
+    variables: parameters and state, on the host; arrays that the checkpoint lacks are initialised at random
+    form: family and arguments of the model
+    fresh: names of the arrays that the checkpoint lacks, such as a new head; the student initialises its own
     """
 
     spec: str
@@ -60,14 +60,14 @@ class Source(NamedTuple):
 
 
 def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
-    """Load the model that the student is cut out of.
+    """Load the trained model that is pruned to make the student: a teacher of the run, or a pretrained checkpoint.
 
     Args:
-        resolved: the run, whose student is cut out of a model.
+        resolved: the run, whose student is made by structured pruning.
         trained: variables of the teachers of the run, by name.
 
     Raises:
-        ConfigError: its weights do not exist.
+        ConfigError: the weights of the model do not exist.
     """
     config, cut, rows = resolved.config, cut_of(resolved.config), resolved.student.shapes["train"]
     assert cut is not None
@@ -90,17 +90,19 @@ def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
 
 
 def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: np.ndarray | Phases | None) -> Choice:
-    """Choose the units that stay, or read the choice of an earlier, interrupted run of the same config.
+    """Choose the layers and units that structured pruning keeps, by their scores on training records.
+
+    The choice is written to `FILE`; if an interrupted run of the same config has already written it, it is only read.
 
     Args:
         resolved: the run.
-        cut: what the cut keeps.
-        source: the model that is cut.
-        folder: the workdir, which gets `FILE`.
-        chosen: numbers of the training records of the run; None: all.
+        cut: how many units are kept.
+        source: the model that is pruned.
+        folder: the workdir, in which `FILE` is written.
+        chosen: numbers of the training records that the run uses; None means all records.
 
     Raises:
-        ConfigError: the units cannot be measured.
+        ConfigError: the units cannot be scored.
     """
     known = {"cut": resolved.config.student.model, "source": source.spec, "weights": _checksum(source.variables)}
     table = cuttable(source.form.family)
@@ -135,7 +137,10 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
 def _read(
     file: Path, known: Mapping[str, str], choose_by: Callable[[Mapping[str, np.ndarray]], Choice]
 ) -> Choice | None:
-    """Read which units stay; None: the file is missing, damaged, of another model, or not what its scores say."""
+    """Read the choice of units that pruning keeps from a file.
+
+    Return None if the file is missing or damaged, belongs to another model, or contradicts the scores that it holds.
+    """
     try:
         content = seal.read(file, TYPES, required=True)
         kept = {name: tuple(ids) for name, ids in content["units"].items()}
@@ -151,9 +156,9 @@ def _read(
 
 
 def _token_counts(resolved: Resolved, size: int) -> tuple[np.ndarray, int]:
-    """Return how often each token occurs in the training records, `[size]`, and the unknown token.
+    """Return how often each token occurs in the training records, `[size]`, and the number of the unknown token.
 
-    Special tokens count more than all others, so that they stay. See `rules.run.cut_vocabulary_has_tokens`.
+    Special tokens get the largest counts, so that pruning keeps them. See `rules.run.cut_vocabulary_has_tokens`.
     """
     data = resolved.data
     assert data.tokenization is not None
@@ -168,7 +173,7 @@ def _token_counts(resolved: Resolved, size: int) -> tuple[np.ndarray, int]:
 
 
 def _checksum(variables: Variables) -> str:
-    """Return the SHA-256 of the arrays of a model, in the order of their names."""
+    """Return the SHA-256 of the parameters and state of a model, in hexadecimal."""
     digest = hashlib.sha256()
     for part in variables:
         for name in sorted(part):
@@ -177,7 +182,11 @@ def _checksum(variables: Variables) -> str:
 
 
 def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], before: Sizes) -> dict[str, np.ndarray]:
-    """Return the importance of each head, or group of heads, by axis; empty: the records have no labels for it."""
+    """Return the importance of each attention head, `[heads]`, in a dict by layer: "heads/0", "heads/1", ...
+
+    Heads that share keys and values count as one. Return an empty dict if the records have no labels, or the model is
+    not trained to predict them.
+    """
     first, *rest = batches
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in first.items()}
     if "label" not in first or source.fresh or embeds(source.model, shapes):
@@ -188,12 +197,14 @@ def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], befor
 
 
 def begin(abstract: Variables, source: Source, units: Choice) -> Variables:
-    """Return the variables from which the smaller model starts, with the sharding of its own variables.
+    """Return the initial variables of the pruned model: the weights of the kept units, sharded as in `abstract`.
+
+    Arrays that the trained model lacks, or has in another shape, are left out.
 
     Args:
-        abstract: shapes and shardings of the variables of the smaller model.
-        source: the model that is cut.
-        units: the units that stay.
+        abstract: shapes and shardings of the variables of the pruned model.
+        source: the trained model that is pruned.
+        units: the layers and units that are kept.
     """
     sizes = cuttable(source.form.family).sizes(source.form.arguments)
     take = partial(
@@ -214,13 +225,13 @@ def begin(abstract: Variables, source: Source, units: Choice) -> Variables:
 
 
 class Cutter:
-    """Gives the student and its controls the weights of the model that they are cut out of.
+    """The structured pruning of a run, which initialises the student and its controls from a trained model.
 
     Args:
         resolved: the run.
         folder: the workdir.
-        data: its records, opened for reading.
-        console: where the cut is reported.
+        data: the records of the run, opened for reading.
+        console: where the scores of the pruned student are printed.
     """
 
     def __init__(self, resolved: Resolved, folder: Path, data: Data, console: Console):
@@ -228,10 +239,12 @@ class Cutter:
         self._made: tuple[Source, Choice] | None = None
 
     def start(self, stage: Stage, trained: Mapping[str, Variables]) -> Callable[[Variables], Variables] | None:
-        """Return the function that gives a stage its first variables; None: its model is not cut out of another.
+        """Return the function that computes the initial variables of a model by pruning a trained model.
+
+        The function takes the shapes and shardings of the variables. Return None if the model is not made by pruning.
 
         Args:
-            stage: the training of a model.
+            stage: the training of the model.
             trained: variables of the teachers of the run, by name.
         """
         cut = cut_of(self._resolved.config)
@@ -251,7 +264,7 @@ class Cutter:
         return first
 
     def _require_all(self, values: Variables, abstract: Variables, cut: Cut) -> None:
-        """Raise a ConfigError if the source lacks arrays of the smaller model, other than those of a new head."""
+        """Raise a ConfigError if the trained model lacks arrays of the pruned model, other than those of a new head."""
         assert self._made is not None
         loaded = set(values.params) | set(values.state) | set(self._made[0].fresh)
         missing = [n for part in abstract for n in part if n not in loaded and not is_added(n)]
@@ -260,14 +273,17 @@ class Cutter:
             raise ConfigError(PATH, f"{text!r}: the model that is cut has no {missing[0]!r} of this shape.")
 
     def restore(self, stage: Stage, trained: Mapping[str, Variables]) -> None:
-        """Write `FILE` again if it is missing or damaged; the arguments are those of `start`, for a trained student."""
+        """Write `FILE`, with the units that pruning keeps, again if it is missing or damaged.
+
+        The arguments are those of `start`, for the student, which is trained already.
+        """
         if (first := self.start(stage, trained)) and not sentence(self._folder):
             model, rows = stage.parts.student, stage.shapes["train"]
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), rows))
             first(with_shardings(shapes, shardings(shapes, self._resolved.mesh, stage.settings.rules)))
 
     def _report(self, stage: Stage, values: Variables, source: Source) -> None:
-        """Print what the student answers before its training, and keep it in `FILE`."""
+        """Evaluate the pruned student before its training; print its agreement and accuracy, and add them to `FILE`."""
         ours, theirs = self._answers(stage.parts.student, values), self._answers(source.model, source.variables)
         share = lambda a, b: None if a is None or b is None else float(np.mean(np.equal(a, b)))
         predicted = ours.get("predicted")
@@ -285,7 +301,10 @@ class Cutter:
 
 
 def _completed(values: Variables, abstract: Variables) -> Variables | None:
-    """Return first variables with the zeros that a quantizer adds; None: others are missing, such as a new head."""
+    """Return initial variables with the arrays of zeros that quantisation and pruning masks need.
+
+    Return None if other arrays are missing, such as a new head.
+    """
     parts = []
     for known, wanted in zip(values, abstract, strict=True):
         missing = {name: x for name, x in wanted.items() if name not in known}
@@ -296,7 +315,9 @@ def _completed(values: Variables, abstract: Variables) -> Variables | None:
 
 
 def sentence(folder: Path) -> str:
-    """Return what the student of a run was cut out of, and what it answered before its training; empty: it was not.
+    """Return sentences for the report: how the student was pruned, and its scores before its training.
+
+    Return an empty text if the student was not pruned, or the file that records the pruning is missing or damaged.
 
     Args:
         folder: the workdir.

@@ -1,4 +1,4 @@
-"""Choose test records on which student and control differ, and keep what they look like for the report."""
+"""Choose test records that only the student or only the control predicts correctly, as examples for the report."""
 
 import base64
 import io
@@ -25,7 +25,8 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
 
     Returns:
         `{"record": number, "label": class, "predicted": {model: class}, "text" or "image": content}` for each record,
-        where an image is a PNG file in base64. Empty: the models were not compared, or never differ.
+        where an image is a PNG file in base64. There are at most six records of each kind. The list is empty if
+        labels, or predictions of the student or the control, are missing, or if there is no such record.
     """
     student, control = (np.asarray(answers.get(name, {}).get("predicted", ())) for name in ("student", "control"))
     labels = np.asarray(answers.get("student", {}).get("label", ()))
@@ -49,7 +50,10 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 def _preview(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a record looks like: its texts, or its image as a small PNG file in base64; empty if unknown."""
+    """Return a preview of a record for the report: its image (a small PNG file in base64), or else its texts.
+
+    The result is `{"image": content}` or `{"text": content}`, or an empty dict if the record has neither.
+    """
     image = record.get("image")
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] in (1, 3):
         return {"image": _png(image)}

@@ -55,7 +55,7 @@ def check_config(config: Config, folder: str | Path | None) -> Resolved:
 
     Args:
         config: a complete config.
-        folder: folder of the run, which must be new or hold a run of the same config; None: it is not checked.
+        folder: folder of the run, which must be new or hold a run of the same config; None if there is none.
 
     Raises:
         ConfigError: the config breaks a rule; the message names the key, the value and the cure.
@@ -79,9 +79,9 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     Args:
         config: a complete config, from `jaxdistill.make(...)` or `jaxdistill.load_config(...)`.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
-        console: where progress is printed; None: standard output of process 0.
-        source: file path of the Python file that defines the config; empty: none. A copy is kept in the workdir,
-            because the config may name losses, models or data sets that this file registers.
+        console: where progress is printed; None means the standard output of process 0.
+        source: file path of the Python file that defines the config; empty if there is none. A copy is kept in the
+            workdir, because the config may name losses, models or data sets that this file registers.
 
     Raises:
         ConfigError: the config, the data, the mesh or the workdir break a rule; raised before any compilation.
@@ -151,7 +151,7 @@ class Run:
         return self.resolved.student.shapes["train"]
 
     def keep_record_of(self, results: Mapping[str, Any]) -> None:
-        """Keep the record, the latencies and the exports of the results of this run that were written before."""
+        """Take over provenance, result table and exports from the results.json that this run wrote before."""
         self.record = {key: results[key] for key in self.record if key in results}
         self.earlier_rows, self.earlier_exports = results.get("rows", []), results.get("exports", [])
 
@@ -211,7 +211,7 @@ class Run:
             result_file.write(folder, stage.name, self.record["run"], outcome, stage.settings.steps)
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
-        """Return the data, mesh and teachers for a stage.
+        """Return the data, mesh and teachers for a stage (the training of one model).
 
         Cached and queried teacher outputs for the training batches are left out if the stage has no teachers.
         """
@@ -226,7 +226,7 @@ class Run:
 
     @functools.cached_property
     def _queries(self) -> dict[str, Query]:
-        """Return, by stream, the function that adds the outputs of the sub-mesh teachers to a batch.
+        """Return a dict by stream (a source of batches): functions that add outputs of sub-mesh teachers to a batch.
 
         All teachers must have been loaded or trained before.
         """
@@ -342,6 +342,6 @@ class Run:
         }
 
     def _export(self, place: Path, name: str, config: Config, model: Model, variables: Variables) -> None:
-        """Write a trained model to its folder, with a card that `finish` completes; see `hub_folders.write_model`."""
+        """Write a trained model to its folder, with a model card that `finish` completes; see `hub_folders`."""
         self.exported[place] = export = hub_folders.Export(name, config, model)
         hub_folders.write_model(self.folder / place, export, variables, self.resolved.data, self.rows, self._results())

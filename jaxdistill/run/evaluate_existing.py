@@ -1,4 +1,4 @@
-"""Evaluate a model on the test records outside of a training: a teacher that exists already, or a rounded student."""
+"""Evaluate a model on the test records outside of its training: an existing teacher, or a quantised student."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ CALIBRATION = 512  # training records that give a rounded model its ranges
 def evaluate(
     model: Model, variables: Variables, mesh: Mesh, stage: Stage, data: Data, prefix: str = ""
 ) -> dict[str, Any]:
-    """Evaluate a model alone on the test records, and return the metrics as sums over records.
+    """Evaluate a model alone on the test records, and return a dict of metrics by name, as sums over records.
 
     Args:
         model: the model.
@@ -36,7 +36,7 @@ def evaluate(
         mesh: the devices that it runs on.
         stage: the training of the student, with the settings of the evaluation.
         data: records opened for reading, and teacher outputs for them.
-        prefix: prefix of the batch fields that the model reads, see `TeacherConfig`.
+        prefix: prefix of the batch fields that the model reads, see `TeacherConfig`; empty if they have none.
     """
     compiled = jit_evaluate(evaluator(model, (), None, (), prefix), variables, mesh)
     size = stage.settings.evaluate_rows
@@ -53,16 +53,16 @@ def evaluate(
 def rounded_afterwards(
     stage: Stage, resolved: Resolved, variables: Variables, data: Data
 ) -> tuple[dict[str, Any], Variables]:
-    """Evaluate the student that was trained in floats after post-training quantisation.
+    """Quantise a student after its training in floating point (post-training quantisation), and evaluate it.
 
     Args:
         stage: the training of this student.
-        resolved: the run, whose config says how the student is rounded.
-        variables: the trained parameters and state, in floats.
-        data: records opened for reading; some training records give the inputs of products their ranges.
+        resolved: the run, whose config names the quantizer.
+        variables: the trained parameters and state, in floating point.
+        data: records opened for reading; some training records calibrate the ranges of the inputs of matrix products.
 
     Returns:
-        The content of a result.json, and the variables of the rounded model.
+        A tuple: the content of result.json for the quantised model, and the variables of this model.
     """
     quantizer = build_quantizer(resolved.config)
     assert quantizer is not None

@@ -1,4 +1,4 @@
-"""Exit codes of the commands, which the README explains to users; 0: done, or stopped by a signal after saving."""
+"""Exit codes of the commands, which the README explains; 0 means done, or stopped by a signal after saving."""
 
 # The config, command line, data or user's code is wrong; or disk space, memory, a package or a process is missing.
 MISTAKE = 2

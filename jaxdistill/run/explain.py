@@ -1,4 +1,4 @@
-"""Measure how much of its teachers the models of a run contain: RUN/explanation.json, and a section of its page."""
+"""Measure how many bits of its teachers the models of a run have; write them to RUN/explanation.json and the report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ class RecordOutputs(NamedTuple):
     name: "student", "control", "untrained", or the name of a teacher or of another run
     labels: class of each record, `[records]`
     logits: `[records, classes]`
-    layers: means of its hidden states over positions, each `[records, width]`
+    layers: hidden states of each layer, as means over positions, each `[records, width]`
     """
 
     name: str
@@ -52,12 +52,15 @@ class RecordOutputs(NamedTuple):
 def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] = (), trust_source: bool = False) -> str:
     """Measure how many bits of each teacher the models of a run have, and return a table as text.
 
+    These are bits of the teacher's log-probabilities that a model predicts, and that neither the labels nor networks
+    trained on labels alone predict (see `interpret/bits.py`). They are also written to explanation.json and the report.
+
     Args:
         run: folder of a finished run of a classifier, with a teacher.
         references: folders of runs with the same test records, whose networks learned from labels alone (their control,
-            or the student of a run without teachers); none: the control of the run itself.
-        beyond: folders of runs with the same test records, whose students are known, too: those of another teacher, so
-            that only what this teacher alone has given remains.
+            or the student of a run without teachers); if there are none, the control of `run` is used.
+        beyond: folders of runs with the same test records and another teacher. What their students predict is not
+            counted either, so that only what the teacher of `run` alone has given remains.
         trust_source: execute the Python files that the runs have kept.
 
     Raises:
@@ -118,7 +121,7 @@ def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Re
     """Return the outputs of the label-trained network of another run: its control, or its student if it has no teacher.
 
     Raises:
-        ConfigError: it has none, or other test records or classes.
+        ConfigError: the run has no such network, or has other test records or classes.
     """
     other, data = _same_records(run, finished, "--reference", trust_source)
     names = {row["name"] for row in other["rows"]}
@@ -142,10 +145,16 @@ def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Reco
 def _same_records(
     run: Path, finished: Mapping[str, Any], option: str, trust_source: bool
 ) -> tuple[Mapping[str, Any], Pipeline]:
-    """Return the results and the data of a run, after checking that it has the test records of another one.
+    """Return the results and the data pipeline of a run, after checking that its test records are those of another run.
+
+    Args:
+        run: folder of the run.
+        finished: results of the other run.
+        option: command-line option that names the run, for error messages.
+        trust_source: execute the Python file that the run has kept.
 
     Raises:
-        ConfigError: it has other test records or classes, or its records have changed since.
+        ConfigError: the run has other test records or classes, or its test records have changed since it finished.
     """
     other = results(run)
     for key, what in (("test_records", "other test records"), ("class_names", "other classes")):
@@ -167,19 +176,19 @@ def outputs_of(
     Args:
         run: folder of the run.
         model: "student", "control" or "teachers/NAME".
-        data: data pipeline of the run; None: that of its config.
-        name: name of the model in tables; empty: `model`.
+        data: data pipeline of the run; if it is None, the pipeline is built from the run's config.
+        name: name of the model in tables; if it is empty, `model` is used.
         trust_source: execute the Python file that the run has kept.
 
     Raises:
-        ConfigError: there is no such model, or it is no classifier of records.
+        ConfigError: there is no such model, it is no classifier of records, or a logit is not finite.
     """
     predictor = load(run, model, trust_source)
     return _outputs(name or model, predictor.model, predictor.variables, data or _resolved(run, trust_source).data)
 
 
 def untrained(run: Path, data: Pipeline | None = None, trust_source: bool = False) -> RecordOutputs:
-    """Return the outputs of the student of a run with random weights; the arguments are those of `outputs_of`."""
+    """Return the outputs of a run's student with random initial weights; the arguments are those of `outputs_of`."""
     data, model = data or _resolved(run, trust_source).data, load(run, "student", trust_source).model
     rows = {name: jnp.zeros(x.shape, x.dtype) for name, x in data.shapes["train"].items()}
     initial = Variables(*jax.jit(model.init)(jax.random.key(UNTRAINED_SEED), rows))
@@ -187,7 +196,10 @@ def untrained(run: Path, data: Pipeline | None = None, trust_source: bool = Fals
 
 
 def _teacher(name: str, resolved: Resolved, run: Path, trust_source: bool) -> RecordOutputs:
-    """Return the outputs of a teacher, which is read from the run if that has trained it, else from its checkpoint."""
+    """Return the outputs of a teacher for all test records.
+
+    Its weights come from the run if the run has trained it before the student, and else from its checkpoint.
+    """
     if resolved.teachers[name].trained_here:
         return outputs_of(run, f"teachers/{name}", resolved.data, f"teacher {name}", trust_source)
     teacher = resolved.live_teacher(name, alone=True)
@@ -199,14 +211,14 @@ def _outputs(name: str, model: Model, variables: Variables, data: Pipeline, pref
     """Return the outputs of a model for all test records.
 
     Args:
-        name: its name, for tables and messages.
+        name: name of the model, for tables and messages.
         model: the model.
-        variables: its parameters and state.
-        data: the data pipeline of its run.
-        prefix: prefix of the batch fields that the model reads.
+        variables: parameters and state of the model.
+        data: data pipeline of the run.
+        prefix: prefix of the batch fields that the model reads; empty if they have none.
 
     Raises:
-        ConfigError: it is no classifier of records, or a logit is not finite.
+        ConfigError: the model is no classifier of records, or a logit is not finite.
     """
     records, parts = data.open(data.test), []
     compute = _program(model, prefix, name)
@@ -239,10 +251,10 @@ def _program(model: Model, prefix: str, name: str) -> Callable[[Variables, Rows]
 
 
 def _row(teacher: RecordOutputs, model: RecordOutputs, known: Sequence[RecordOutputs]) -> dict[str, Any]:
-    """Return what a model has of a teacher, as an entry of explanation.json.
+    """Compute the bits and the class relations of a teacher that a model has, as a row (a dict) of explanation.json.
 
     Raises:
-        ConfigError: the networks have different numbers of classes, or there are too few records.
+        ConfigError: the networks have different numbers of classes or different labels, or there are too few records.
     """
     classes = teacher.logits.shape[1]
     if other := [each for each in (model, *known) if each.logits.shape[1] != classes]:
@@ -273,13 +285,13 @@ def _rounded(bits: Bits) -> dict[str, float]:
 
 
 def write_relations(run: Path, model: str, file: Path, number: int, trust_source: bool = False) -> int:
-    """Write the relations between classes that a model of a run sees, as a graph file, and return their number.
+    """Write the class relations of a model (which classes it finds similar) to a graph file, and return their number.
 
     Args:
         run: folder of a finished run of a classifier.
         model: "student", "control" or "teachers/NAME".
         file: the file to write.
-        number: relations of each class.
+        number: number of nearest classes that each class is related to; 0 means three, or fewer with few classes.
         trust_source: execute the Python file that the run has kept.
 
     Raises:

@@ -41,7 +41,7 @@ class Subject(NamedTuple):
     predictor: the trained model
     network: the model as a pure function of its variables and a batch
     examples: test records
-    expected: the outputs of the model for them, `[records, ...]`
+    expected: the outputs of the model for these records, `[records, ...]`
     """
 
     name: str
@@ -52,12 +52,12 @@ class Subject(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file that was written and is measured.
+    """A model that was written in an export format, and the measurement of this file.
 
     subject: the model
     spec: spec string of the format
     exporter: the format
-    job: the file and its runtime
+    job: the measurement: path of the file, its runtime and the size of a batch
     notes: sentences on what the file does not hold
     """
 
@@ -69,10 +69,10 @@ class File(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The device that files are made for.
+    """The target device of exported files.
 
-    spec: its spec string; empty: none was given
-    device: what it takes
+    spec: spec string of the device; empty if the user has named no device
+    device: profile of the device, with the formats and sizes that it supports
     """
 
     spec: str = ""
@@ -80,7 +80,10 @@ class Target(NamedTuple):
 
 
 def slug(spec: str) -> str:
-    """Return a spec as the name of a folder, without defaults: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
+    """Convert the spec string of an export format to a folder name, without the arguments that have their defaults.
+
+    For example, `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`.
+    """
     factory, bound = registry.exporters.bind(spec, "--to")
     defaults = {name: each.default for name, each in inspect.signature(factory).parameters.items()}
     changed = [f"{name}-{value}" for name, value in bound.arguments.items() if value != defaults[name]]
@@ -89,7 +92,7 @@ def slug(spec: str) -> str:
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Return a context manager that drops warnings: the quantizer of ONNX recommends a step that is not needed here."""
+    """Return a context manager that silences logged warnings, such as needless advice of the ONNX quantizer."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -99,14 +102,14 @@ def without_warnings() -> Iterator[None]:
 
 
 def write_file(subject: Subject, spec: str, exporter: Exporter, data: Pipeline, temporary: Path) -> File:
-    """Write a model in a format, with its preprocessing and class names, to a folder for unfinished files.
+    """Write a model in an export format, with its preprocessing and class names, to a temporary folder.
 
     Args:
         subject: the model.
         spec: spec string of the format.
         exporter: the format.
-        data: data pipeline of the run, for the records whose activations give integer ranges.
-        temporary: the folder.
+        data: data pipeline of the run; activations on its training records give the ranges of integer quantisation.
+        temporary: folder for unfinished files; the file gets a folder of its own in it.
     """
     folder = temporary / subject.name.replace("/", "-") / slug(spec)
     folder.mkdir(parents=True)
@@ -124,7 +127,10 @@ def write_file(subject: Subject, spec: str, exporter: Exporter, data: Pipeline, 
 
 
 def reference_jobs(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
-    """Write the models themselves as programs of XLA, so that they are timed as the files are; empty: it cannot."""
+    """Write each model as a StableHLO file, so that it is timed like exported files; return the measurements to make.
+
+    The list is empty if the package flatbuffers is not installed.
+    """
     if not is_installed("flatbuffers"):
         return []
     exporter: Exporter = registry.exporters.build("stablehlo", "--to")
@@ -137,7 +143,13 @@ def reference_jobs(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
 
 
 def measure_files(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured | str]:
-    """Measure all files of models that read the same fields in turns, with their models; see `export.measure`."""
+    """Measure exported files and their models: outputs, latency and memory; see `export.measure`.
+
+    Files of models with the same input fields are measured in turns.
+
+    Returns:
+        For each job, by name, the measurements, or a text that says how the process of a file has ended.
+    """
     results: dict[str, Measured | str] = {}
     groups: dict[tuple[str, ...], list[Job]] = {}
     inputs = {}
@@ -152,12 +164,12 @@ def measure_files(files: Sequence[File], references: Sequence[Job], threads: int
 
 
 def compare_outputs(subject: Subject, outputs: np.ndarray) -> Difference:
-    """Compare the outputs of a file with those of its model."""
+    """Compare the outputs of an exported file with those of its model."""
     return compare(subject.network, subject.examples, subject.expected, outputs)
 
 
 def model_entry(subject: Subject, measured: Measured) -> dict[str, Any]:
-    """Return what was measured of a model itself, as that of a file."""
+    """Return the measurements of a model itself as a dict, in the form of those of an exported file."""
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
     numbers = _numbers(compare_outputs(subject, measured.outputs), size, measured)
     entry = {
@@ -176,14 +188,16 @@ def _numbers(compared: Difference, size: int, measured: Measured) -> dict[str, A
 
 
 def finish_file(file: File, measured: Measured | str, run: Path, threads: int, target: Target) -> dict[str, Any]:
-    """Move a file to its place, or set it aside if it disagrees; return the content of its `export.json`.
+    """Move an exported file to the folder of its run; return the content of its `export.json`, a dict.
+
+    If it does not run, differs from its model or is too large for the device, it goes to a folder NAME.rejected.
 
     Args:
-        file: the file.
-        measured: what was measured of it; a text: its process has ended, which says how.
+        file: the exported file.
+        measured: the measurements of the file; or a text that says how the process that ran the file has ended.
         run: folder of the run.
-        threads: processors that it used.
-        target: the device that it is made for.
+        threads: number of processors that the file used.
+        target: the device that the file is made for.
     """
     subject, exporter, job = file.subject, file.exporter, file.job
     numbers: dict[str, Any] = {}
@@ -232,7 +246,7 @@ def finish_file(file: File, measured: Measured | str, run: Path, threads: int, t
 
 
 def _on_device(target: Target, file: Path) -> dict[str, Any]:
-    """Return what the device's compiler says of a file; if it fails, the other files keep their results."""
+    """Return the report of the device's compiler on a file as a dict; if the compiler fails, it holds the error."""
     assert target.device.inspect is not None
     try:
         return {"name": target.spec, **target.device.inspect(file).as_json()}
@@ -241,7 +255,10 @@ def _on_device(target: Target, file: Path) -> dict[str, Any]:
 
 
 def _departure(file: File, record: int) -> str:
-    """Return which hidden state is the first that differs, as the end of a sentence; empty: it is not known."""
+    """Find the first hidden state in which a file differs from its model, and name it as the end of a sentence.
+
+    Return an empty text if it cannot be found.
+    """
     subject, exporter = file.subject, file.exporter
     if exporter.reads:
         return ""

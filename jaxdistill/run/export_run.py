@@ -52,11 +52,11 @@ MAX_ACCURACY_DRIFT = 0.002  # a larger difference from the accuracy of the run i
 class Options(NamedTuple):
     """Settings for measuring files.
 
-    runtime: name of the runtime; empty: the first one of each format
-    threads: processors that each file may use; 0: those of the device, or one
-    records: number of test records; 0: all
+    runtime: name of the runtime that runs the files; empty for the default runtime of each format
+    threads: processors that each file may use; 0 means the number in the profile of the device, or else one
+    records: number of test records; 0 means all records
     trust_source: execute the Python file that the run has kept
-    device: spec string of the device that the files are made for; empty: none
+    device: spec string of the device that the files are made for; empty if there is none
     """
 
     runtime: str = ""
@@ -130,10 +130,14 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
 
 
 def check_test_records(finished: Mapping[str, Any], data: Pipeline) -> None:
-    """Check that the test records of a finished run, whose results.json is given, are those of now.
+    """Check that the test records and class names have not changed since a run finished.
+
+    Args:
+        finished: content of the results.json of the run.
+        data: data pipeline of the run, as it is now.
 
     Raises:
-        ConfigError: they have changed.
+        ConfigError: the test records or the class names have changed.
     """
     known = finished.get("test_records") or ""
     names = finished.get("class_names", [])
@@ -164,11 +168,11 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
 
 
 def _parameters(run: Path, name: str) -> int:
-    """Return the number of parameters of a model in the result table of a run; 0: it is not known."""
+    """Return the number of parameters of a model in the result table of a run; 0 if it is not known."""
     return int(_row(run, name).get("parameters") or 0)
 
 
 def _row(run: Path, name: str) -> Mapping[str, Any]:
-    """Return the row of a model in the result table of a run; empty: it has none."""
+    """Return the row of a model in the result table of a run, as a dict; an empty dict if the model has no row."""
     rows = {row["name"]: row for row in results(run)["rows"]}
     return rows.get({"floats": FLOATS}.get(name, name.replace("teachers/", "teacher ")), {})

@@ -66,12 +66,12 @@ STATUS = re.compile(
 
 
 def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:
-    """Call the function of a command, and return an exit code; whatever the function raises becomes one line.
+    """Call the function of a command, and return an exit code; print an exception as one line on stderr.
 
     Args:
         work: the function; it may return None for exit code 0.
         debug: print the traceback of an error too.
-        folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
+        folder: folder that the command writes to, which also gets the traceback of a bug; empty for a temporary folder.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
     for name in VERBOSITIES:  # read when the library is imported, which sets the level of its loggers
@@ -140,7 +140,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _explain_known(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code and the text for an exception whose reason is known; None: it may be a bug."""
+    """Return the exit code and the text for an exception whose reason is known; None if it may be a bug."""
     match error:
         case ConfigError() | WeightsError() | FetchError():
             return MISTAKE, _line(error)
@@ -175,7 +175,10 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
 
 
 def _explain_unknown(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the text for a bug: of the user's own parts if there are any, else of jaxdistill."""
+    """Return the exit code and the text for an exception that is probably a bug.
+
+    The text blames the parts (losses, models, ...) that the user's own code registers, or jaxdistill if there are none.
+    """
     what = f"{type(error).__name__}: {_line(error) or 'no message'}"
     if names := registered_by_others():
         cure = (
@@ -208,7 +211,7 @@ def _place(error: BaseException) -> tuple[str, str] | None:
 
 
 def _is_of_bucket(error: BaseException) -> bool:
-    """Return True for an error of the network, or of TensorStore about a bucket, whose text names a status."""
+    """Return True for a network error, or an error of TensorStore in which a bucket (gs://) reports a failure."""
     return is_network_error(error) or ("gs://" in text_of(error) and bool(STATUS.search(text_of(error))))
 
 

@@ -1,7 +1,7 @@
-"""Fill in what only the data tell: `{classes}`, `{vocabulary}` and `{texts}` in the spec strings of a config.
+"""Replace the placeholders `{classes}`, `{vocabulary}` and `{texts}` in the spec strings of a config by their values.
 
-So a preset such as `mlp(widths=(64,), classes={classes})` fits any data set. `{texts}` are the names of its fields with
-texts.
+The values come from the data set and its tokenizer: number of classes, vocabulary size, names of the text fields.
+So a preset with the model `mlp(widths=(64,), classes={classes})` fits any data set.
 """
 
 import functools
@@ -20,14 +20,18 @@ STAND_INS = {"classes": "2", "vocabulary": str(2**20), "texts": "('text',)"}
 
 
 def with_stand_ins(config: Config) -> Config:
-    """Return a config with values for its placeholders, so that other mistakes are found before any data are read."""
+    """Return a config with provisional values for its placeholders, such as 2 for `{classes}`.
+
+    So other mistakes in the config are found before any data are read.
+    """
     return make(**_replaced(config.to_dict(), "", lambda path, text, name: STAND_INS[name]))
 
 
 def fill_placeholders(config: Config) -> Config:
-    """Return a config whose placeholders are replaced by the number of classes and the size of the vocabulary.
+    """Return a config whose placeholders, such as `{classes}`, are replaced by values of its data set.
 
-    A config without placeholders is returned as it is, and its data are not looked at.
+    These are the number of classes, the size of the vocabulary and the names of the text fields. A config without
+    placeholders is returned as it is, and its data are not read.
 
     Args:
         config: a complete config.
@@ -68,7 +72,7 @@ def fill_placeholders(config: Config) -> Config:
 
 
 def _replaced(tree: Any, path: str, value: Callable[[str, str, str], str]) -> Any:
-    """Return a tree of sections whose texts have no placeholders; `value(path, text, name)` replaces one."""
+    """Replace all placeholders in a tree of config sections; `value(path, text, name)` returns the value of one."""
     if isinstance(tree, dict):
         return {key: _replaced(each, f"{path}.{key}" if path else key, value) for key, each in tree.items()}
     if isinstance(tree, tuple):

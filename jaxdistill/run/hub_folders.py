@@ -1,4 +1,4 @@
-"""Write the trained models of a run as folders that can be used anywhere: `hub` in the folder of each stage."""
+"""Write each trained model of a run as a folder that can be used without the run: `hub` in its training's folder."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ HUB = "hub"  # name of the folder of a model in the folder of its stage
 
 
 class Export(NamedTuple):
-    """A trained model that is written for use.
+    """A trained model to write as a folder that can be used without its run.
 
     name: name of the model in the result table
     config: config of its training; the section `student` describes the model
@@ -47,7 +47,9 @@ class Export(NamedTuple):
 def write_model(
     stage: Path, export: Export, variables: Variables, data: Pipeline, shapes: Shapes, results: Mapping[str, Any]
 ) -> None:
-    """Write a trained model as a folder that can be used without its run, and that transformers loads if it can.
+    """Write a trained model as a folder that can be used without its run.
+
+    The library transformers can load the folder if it has the architecture of the model.
 
     Every process must call the function; one process writes.
 
@@ -57,7 +59,7 @@ def write_model(
         variables: its parameters and state.
         data: data pipeline of the run.
         shapes: shapes and dtypes of a batch of the training, by field.
-        results: content of results.json, with the models that are trained until now, for the model card.
+        results: content of results.json, with the models that are trained so far, for the model card.
     """
     facts = about(export.config, data, shapes, _is_embedder(export.model, shapes))
     variables = masks.finished(variables)
@@ -72,18 +74,20 @@ def write_model(
 
 
 def write_card(stage: Path, export: Export, data: Pipeline, shapes: Shapes, results: Mapping[str, Any]) -> None:
-    """Write the model card of a folder again, with all results of the run; see `write_model` for the arguments."""
+    """Write the model card of a model folder again, with all results of the run; for arguments see `write_model`."""
     facts = about(export.config, data, shapes, _is_embedder(export.model, shapes))
     model_folder.write_card(stage / HUB, card(export.name, export.config.to_dict(), results, facts))
 
 
 def is_complete(stage: Path, name: str, run: str) -> bool:
-    """Return True if the model of a stage need not be written again; with several processes, all must decide alike.
+    """Return True if a trained model is already written as a complete folder of this run; else it is written again.
+
+    With several processes, always return False, because all processes must decide alike.
 
     Args:
         stage: folder of the training.
-        name: name of the model in the result table; the folder of another model is written again.
-        run: random name of the run; the folder of another run is written again.
+        name: name of the model in the result table; the folder of another model gives False.
+        run: random name of the run; the folder of another run gives False.
     """
     if jax.process_count() > 1 or not (stage / HUB).exists():
         return False
@@ -95,13 +99,13 @@ def is_complete(stage: Path, name: str, run: str) -> bool:
 
 
 def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> About:
-    """Return what it takes to use a trained model, beside its weights.
+    """Return the description of a trained model for `jaxdistill.json`: all that its use needs, except the weights.
 
     Args:
         config: config of the training; its section `student` describes the model.
         data: data pipeline of the run.
         shapes: shapes and dtypes of a batch of the training, by field.
-        is_embedder: whether the model has no classes, and gives the embedding of its input.
+        is_embedder: True if the model outputs an embedding of its input, and no classes.
     """
     spec, tokens = config.student.model, data.tokenization
     form, image = architecture_of_spec(spec), shapes.get("image")
@@ -130,17 +134,17 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
 
 
 def _is_embedder(model: Model, shapes: Shapes) -> bool:
-    """Return whether a model gives the embedding of what it reads when it is used, and no classes."""
+    """Return True if a model outputs an embedding of its input, and no classes."""
     return embeds(model, {name: x for name, x in shapes.items() if _is_read(name)})
 
 
 def _is_read(field: str) -> bool:
-    """Return whether a model reads a field of a batch; labels, and outputs of teachers, are for its training."""
+    """Return True if a batch field is an input of a model; record numbers, labels and teacher outputs are not."""
     return field not in ("index", "label", "label_probs") and "/" not in field
 
 
 def _task(data: Pipeline, shapes: Shapes, is_embedder: bool) -> str:
-    """Return the task of a model by its name on the Hugging Face hub."""
+    """Return the name that the Hugging Face hub has for the task of a model, such as "text-classification"."""
     if data.tokenization and "image" in shapes:
         return "zero-shot-image-classification"
     if data.tokenization is None:
@@ -152,7 +156,7 @@ def _task(data: Pipeline, shapes: Shapes, is_embedder: bool) -> str:
 
 
 def _beyond_config(form: Architecture) -> dict[str, Any]:
-    """Return the arguments of a model that a Hugging Face config does not keep, such as the pooling of an embedder."""
+    """Return the model arguments that a Hugging Face config cannot store, such as the pooling of an embedding model."""
     family = families[form.family]
     plain = lambda value: json.loads(json.dumps(value))
     kept = with_defaults(family.factory, family.arguments(plain(family.config(form.arguments))))
@@ -167,7 +171,7 @@ def _image_processor(config: Config, shapes: Shapes) -> dict[str, Any] | None:
 
 
 def extras(config: Config, data: Pipeline, shapes: Shapes) -> Extras:
-    """Return what transformers, the tokenizer and the image processor of a trained model need.
+    """Return the files of a model folder that only some models have: for transformers, tokenizer and image processor.
 
     Args:
         config: config of the training; its section `student` describes the model.
@@ -185,7 +189,16 @@ def extras(config: Config, data: Pipeline, shapes: Shapes) -> Extras:
 
 
 def columns_of(name: str) -> dict[str, list[str]]:
-    """Return the columns of the user's files that a data set reads, by argument of `table`; empty: it reads none."""
+    """Return the columns that the data set `table` reads from the user's files, such as `{"text": ["review"]}`.
+
+    Return an empty dict for any other data set.
+
+    Args:
+        name: spec string of the data set.
+
+    Returns:
+        A list of column names for each of the arguments "text", "image" and "features" of `table` that is set.
+    """
     if name.partition("(")[0].strip() != "table":
         return {}
     spec = parse(name, "data.name")._replace(added={"split": "", "folder": Path()})

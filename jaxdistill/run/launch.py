@@ -14,13 +14,16 @@ from jaxdistill.run.rendezvous import wait_for_all
 
 
 def launch(config: Config, workdir: str, source: str, trust_source: bool) -> None:
-    """Train and evaluate the models of a config, in one process or as one of several.
+    """Train and evaluate the models of a config, and export them if the config has `exports`.
+
+    In a run with several processes, every process must call the function; it connects them.
 
     Args:
         config: a complete config.
         workdir: folder for checkpoints, logs, results.json and report.html.
-        source: file path of the Python file that defines the config; empty: none.
-        trust_source: the user has named this Python file, or allowed that it runs, so that exports may run its copy.
+        source: file path of the Python file that defines the config; empty if there is none.
+        trust_source: True if the user has named this Python file, or allowed that it runs; exports may then execute the
+            copy of it in the workdir.
 
     Raises:
         ConfigError: the config is wrong; the other errors are those of `distill`.
@@ -36,11 +39,11 @@ def launch(config: Config, workdir: str, source: str, trust_source: bool) -> Non
 
 
 def check_report(config: Config, workdir: str | None) -> str:
-    """Check a config against every rule, without compiling anything, and say what a run of it would train.
+    """Check a config against every rule, without compiling anything, and return a text about what a run would train.
 
     Args:
         config: a complete config.
-        workdir: folder of the run, which must be new or hold a run of the same config; None: it is not checked.
+        workdir: folder of the run, which must be new or hold a run of the same config; None if there is none.
 
     Raises:
         ConfigError: the config breaks a rule.

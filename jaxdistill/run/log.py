@@ -164,7 +164,7 @@ class Log:
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; the message names the metric and the first such step.
-            BadStartError: a metric is so at step 1, before an update: what goes into the training is wrong.
+            BadStartError: a metric is NaN or infinite at step 1, before any update: an input of the training is wrong.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -198,7 +198,7 @@ class Log:
             scores: values of the metrics by name.
 
         Raises:
-            NonFiniteError: the NLL (without labels: the KL or the similarity) is not finite, because the last update
+            NonFiniteError: the NLL (without labels, the KL or the similarity) is not finite, because the last update
                 made the parameters NaN or infinite. The training losses do not show this: they are computed before the
                 update.
         """
@@ -215,7 +215,7 @@ class Log:
 
 
 def _in_short(scores: Mapping[str, float]) -> str:
-    """Return the scores of an evaluation in one line: accuracy and NLL, retrieval, or the match with the teacher."""
+    """Return the main scores of an evaluation as one line of text, such as "accuracy 91.20 %, NLL 0.300"."""
     if "image_text_r5" in scores:
         return f"text R@1 {100 * scores['image_text_r1']:.2f} %, R@5 {100 * scores['image_text_r5']:.2f} %"
     if "accuracy" in scores:
@@ -237,7 +237,7 @@ def _write_line(file: Any, owner: str, kind: str, step: int, values: dict[str, f
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return values as JSON has them: None in place of a number that is not finite."""
+    """Return the values with None in place of NaN and infinity, which JSON does not have."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

@@ -1,11 +1,11 @@
-"""Import names from before the package was sorted into folders: two still work, the others say what to import.
+"""Handle imports of the module names of earlier releases: two names still work, the others raise a helpful error.
 
-It lies in `run/`, above the modules that it names. It imports the standard library alone, because `import jaxdistill`
-installs it and must stay fast.
+This module lies in `run/`, above the modules that it names. It imports only the standard library, because
+`import jaxdistill` installs its import finder and must stay fast.
 
-`jaxdistill.config` and `jaxdistill.registry` still work, because configs import them. To import any other old module is
-an error that names the module with its content (the successor). To run one as a command prints this error and exits
-with code 2.
+`jaxdistill.config` and `jaxdistill.registry` still work, because configs import them. Importing any other old module,
+or a name from an old package, raises an error that names the module which has the content now (the successor). Running
+an old module as a command prints this error and exits with code 2.
 """
 
 import importlib
@@ -83,9 +83,10 @@ MOVED = {  # modules whose last name changed; others are found by it
 
 
 def successor(name: str) -> str:
-    """Return the name of the module that has the content of `name`, a module of an earlier release of jaxdistill.
+    """Return the current name of a module of an earlier release of jaxdistill, or '' if no such module is known.
 
-    Returns '' if no release had a module of this name.
+    Args:
+        name: the old name of the module, such as "jaxdistill.meshes".
     """
     if name in MOVED or name in PACKAGES:
         return MOVED.get(name) or PACKAGES[name]
@@ -103,7 +104,7 @@ def message(name: str) -> str:
 
 
 class _Alias:
-    """A loader of an old module that still works: its attributes are looked up in the modules of `ALIASES`."""
+    """A module loader for an old name that still works: it looks up attributes in the modules that `ALIASES` lists."""
 
     def create_module(self, spec: Any) -> None:
         return None
@@ -122,7 +123,7 @@ class _Alias:
 
 
 class _Moved:
-    """Refuse to import or run a module of an earlier version, and name its successor."""
+    """A module loader that refuses to import or run a module of an earlier release, and names its successor."""
 
     def create_module(self, spec: Any) -> None:
         return None
@@ -144,7 +145,7 @@ class _Moved:
 
 
 class _Finder:
-    """An import finder for the names of old modules, asked after all others."""
+    """An import finder for the module names of earlier releases; Python asks it after all other finders."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name in ALIASES:

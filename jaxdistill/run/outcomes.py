@@ -37,11 +37,14 @@ class Result(NamedTuple):
 
 
 def outcome_of(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str, Any]:
-    """Return the content of result.json for one model: its table row, reliability diagram and training time.
+    """Return the content of result.json for one model, as a dict.
+
+    The dict holds the row of the result table, the reliability diagram, the predictions for the test records, the
+    training time, the number of compiled programs and the last line of the training log.
 
     Args:
         name: name of the model in the result table.
-        cost: number of parameters, bytes and FLOPs of the model.
+        cost: number of parameters, bytes and FLOPs of the model, by column of the table.
         trained: the trained model, the metrics of its evaluation and the training time.
     """
     return {
@@ -55,23 +58,23 @@ def outcome_of(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str
 
 
 def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
-    """Turn `cka/1:2` into `cka: {"1:2": ...}`, as the report expects; a score that is not finite becomes None."""
+    """Move scores such as `cka/1:2` into a nested dict `cka: {"1:2": ...}`, and replace non-finite scores by None."""
     finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
     plain = {name: value for name, value in finite.items() if "/" not in name}
     return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in finite.items() if name.startswith("cka/")}}
 
 
 def _answers(total: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the predictions for the test records as lists; empty: the model predicts no class for a record."""
+    """Return the predictions for the test records as lists by field name; the dict is empty if there are none."""
     return {name: values.tolist() for name, values in total[ANSWERS].values.items()} if ANSWERS in total else {}
 
 
 def continued(earlier: Sequence[Mapping[str, Any]], steps: int) -> str:
-    """Return a sentence that says that a run was resumed with another number of steps; empty: it was not.
+    """Return a sentence that says that a run was resumed with another number of steps, or '' if it was not.
 
     Args:
-        earlier: records of the parts of the run before this one.
-        steps: number of steps now.
+        earlier: records of the earlier parts of the run, each with its number of steps under the key `steps`.
+        steps: number of steps in the current part.
     """
     before = [part["steps"] for part in earlier if part["steps"] != steps]
     if not before:
@@ -83,7 +86,7 @@ def continued(earlier: Sequence[Mapping[str, Any]], steps: int) -> str:
 class Timed(NamedTuple):
     """A model whose forward pass is timed.
 
-    kind: what its program depends on; models of one kind are timed once
+    kind: texts that identify the compiled program, such as spec string and dtype; models of one kind are timed once
     model: the model
     variables: its parameters and state, with any sharding
     """
@@ -99,16 +102,17 @@ def add_latencies(
     rows: Shapes,
     earlier: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Add the latency of a forward pass on one example, with its range, to the row of each model.
+    """Measure the latency of a forward pass on one example, and add its median and range to the row of each model.
 
-    Models of one architecture are timed once, and all architectures in turns, so that their latencies can be compared.
-    Models that together need more than half of a device's memory are not timed.
+    Models with the same compiled program are timed once. All programs are timed in turns, so that their latencies can
+    be compared. If the models together need more than half of a device's memory, nothing is timed or added.
 
     Args:
-        outcomes: content of result.json of each model, by name; its table row is changed.
+        outcomes: content of result.json of each model, by name; its table row is changed in place.
         timed: the models that can be run here, by name.
         rows: shapes of the arrays of a batch.
-        earlier: table rows of the same run, if it was finished before; their latencies are kept.
+        earlier: table rows of the same run, if it was finished before. If they have a latency for every model in
+            `timed`, these latencies are used, and nothing is measured.
     """
     known = {row["name"]: row for row in earlier if row.get("latency_ms") is not None}
     if not known.keys() >= timed.keys():
@@ -135,9 +139,10 @@ MANY_CLASSES = 40  # more do not fit into a confusion matrix on a page
 
 
 def comparison(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Compare student and control on the test records; None: one of them, or the labels, are missing.
+    """Compare the predictions of student and control for the same test records.
 
-    The control is the same student trained without a teacher.
+    The control is the same student trained without a teacher. Return a dict with the fields of `PairedRecords`, or None
+    if the predictions of one model or the labels are missing.
 
     Args:
         outcomes: content of result.json of each model, by name.
@@ -147,11 +152,13 @@ def comparison(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def constant_answer(outcomes: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> tuple[str, float] | None:
-    """Return the most frequent class of the test records, and its share; None: they have no classes.
+    """Return the name of the most frequent class of the test records, and the share of the records that have it.
+
+    Return None if the student's predictions were stored without labels.
 
     Args:
         outcomes: content of result.json of each model, by name.
-        class_names: names of the classes; empty: they have none.
+        class_names: names of the classes, in order; for a class without a name, its number is returned as text.
     """
     labels = (outcomes.get("student", {}).get("answers") or {}).get("label")
     if not labels:
@@ -162,7 +169,10 @@ def constant_answer(outcomes: Mapping[str, Mapping[str, Any]], class_names: Sequ
 
 
 def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what results.json gets about single test records: comparison, confusion matrices and examples.
+    """Return the entries of results.json that are computed from the predictions for single test records, as a dict.
+
+    The keys are `test_records` (a hash of the records), `paired` (the comparison of student and control), `confusion`
+    (a confusion matrix for each model), and `examples` (records that only student or only control predicts correctly).
 
     Args:
         data: data pipeline of the run.
@@ -178,7 +188,7 @@ def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 def test_records(data: Pipeline) -> str:
-    """Return a hash of the test records, by which runs on the same ones are recognised; empty: they cannot be read."""
+    """Return a hash that identifies the test records of a run, or '' if the records cannot be read."""
     try:
         return data.identity(data.test)["contents"]
     except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
@@ -186,7 +196,10 @@ def test_records(data: Pipeline) -> str:
 
 
 def _confusion(answers: Mapping[str, Any]) -> list[list[int]]:
-    """Return how many test records of each class (row) are predicted as each class (column); empty: not known."""
+    """Return the confusion matrix of a model as nested lists: counts of test records, `[true class][predicted class]`.
+
+    Return an empty list if there are no labels, or more than `MANY_CLASSES` classes.
+    """
     if "label" not in answers:
         return []
     labels, predicted = np.asarray(answers["label"]), np.asarray(answers["predicted"])

@@ -1,4 +1,4 @@
-"""Check the files and folders that a command is to write, before any work is done, so that nothing is lost by it."""
+"""Check that the output files and folders of a command can be written, before the command does any work."""
 
 import re
 import tempfile
@@ -47,10 +47,10 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def check_study(folder: Path) -> None:
-    """Check that the folder of a study can be created and written, and holds no run itself.
+    """Check that the folder of a study (a comparison of runs) can be created and written, and is not that of a run.
 
     Raises:
-        ConfigError: it holds a run, or cannot be written.
+        ConfigError: the folder holds the files of a run, or cannot be written.
     """
     if any((folder / name).exists() for name in ("config.json", "results.json")):
         raise ConfigError("--workdir", f"{str(folder)!r} holds a run. Choose another folder.")
@@ -58,15 +58,17 @@ def check_study(folder: Path) -> None:
 
 
 def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], bool] = lambda place: False) -> None:
-    """Check that a folder that is to be written holds no folders with files, which may be somebody's data or runs.
+    """Check that an output folder has no subfolders with files, which may be somebody's data or runs.
+
+    Subfolders whose names begin with a dot are ignored.
 
     Args:
-        folder: the folder.
-        option: option of the command line, or config key, that names it, for the error message.
-        is_ours: function that returns True for a folder inside it that may be there.
+        folder: the output folder.
+        option: option of the command line, or config key, that names the folder, for the error message.
+        is_ours: function that returns True for a subfolder that is allowed.
 
     Raises:
-        ConfigError: it holds one.
+        ConfigError: there is such a subfolder.
     """
     places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
     places = [place for place in places if not place.name.startswith(".") and not is_ours(place)]
@@ -76,15 +78,17 @@ def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], 
 
 
 def check_no_other_files(folder: Path, option: str, is_ours: Callable[[str], bool] = lambda name: False) -> None:
-    """Check that a folder that is to be written holds nothing else, which would be mixed with it or lost.
+    """Check that an output folder holds no unrelated files or folders, which would be mixed with the output or lost.
+
+    Names that begin with a dot are ignored.
 
     Args:
-        folder: the folder.
-        option: option of the command line that names it, for the error message.
+        folder: the output folder.
+        option: option of the command line that names the folder, for the error message.
         is_ours: function that returns True for the name of a file that an earlier call of the command has written.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: the folder holds an unrelated file or folder.
     """
     names = sorted(place.name for place in folder.iterdir()) if folder.is_dir() else []
     if others := [name for name in names if not name.startswith(".") and not is_ours(name)]:
@@ -93,15 +97,16 @@ def check_no_other_files(folder: Path, option: str, is_ours: Callable[[str], boo
 
 
 def check_output(file: Path, option: str, overwrite: bool) -> None:
-    """Check, before any work is done, that a file can be written, and that no file is lost by it.
+    """Check that an output file can be written and replaces no existing file by mistake, before any work is done.
 
     Args:
-        file: the file.
-        option: option of the command line that names it.
-        overwrite: replace a file that exists.
+        file: the output file.
+        option: option of the command line that names the file, for the error message.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        ConfigError: the file exists and shall not be replaced, it is a folder, or it cannot be written.
+        ConfigError: the file exists and may not be replaced, the path is that of a folder, or the file cannot be
+            written.
     """
     if file.is_dir():
         raise ConfigError(option, f"{str(file)!r} is a folder. Choose a file.")

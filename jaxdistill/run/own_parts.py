@@ -12,7 +12,7 @@ OwnParts = dict[str, str]  # "loss l1" -> the module that registered it
 
 
 def own_parts(config: Mapping[str, Any]) -> OwnParts:
-    """Return the parts that a config names and that do not come with jaxdistill, with the modules that registered them.
+    """Return the parts (losses, models, data sets, ...) of a config that the user's own code has registered.
 
     Every word of the config counts as a name, so that a part named like a word of the config is listed too.
 
@@ -29,7 +29,7 @@ def own_parts(config: Mapping[str, Any]) -> OwnParts:
 
 
 def registered_by_others() -> list[str]:
-    """Return all registered parts that do not come with jaxdistill, such as "loss l1 (config_mine)"."""
+    """List all registered parts (losses, models, ...) that do not come with jaxdistill, as "loss l1 (config_mine)"."""
     every = ((kind, name, each[name].__module__) for kind, each in REGISTRIES.items() for name in each)
     return [f"{kind} {name} ({module})" for kind, name, module in every if not _is_ours(module)]
 
@@ -39,7 +39,7 @@ def _is_ours(module: str | None) -> bool:  # None: the code that registered the 
 
 
 def _texts(tree: Any) -> Iterator[str]:
-    """Yield all texts of a config: values, and the names of keys, because a term may be named like its loss."""
+    """Yield all strings of a config: its values, and its keys, because a loss term may be named like its loss."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield str(key)
@@ -52,6 +52,10 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 def unregistered(parts: Mapping[str, Any]) -> list[str]:
-    """Return those of the parts, such as "loss l1", that no code has registered in this process."""
+    """List those of the given parts that no code has registered in this process.
+
+    Args:
+        parts: a mapping whose keys are kind and name of a part each, such as "loss l1".
+    """
     split = ((part, *part.rpartition(" ")[::2]) for part in parts)
     return [part for part, kind, name in split if name not in getattr(REGISTRIES.get(kind), "factories", {})]

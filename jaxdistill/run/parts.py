@@ -43,7 +43,8 @@ class Components(NamedTuple):
     optimizer: optax transformation that updates all parameters: those of the student, of loss terms (such as
         projectors) and of the fusion (such as a gate, a network that weights teachers)
     rate: schedule of the student's learning rate
-    role_rates: schedules of the learning rates of the roles that have their own, such as `fusion`, by role
+    role_rates: schedules of the learning rates of those roles (groups of parameters, such as `fusion`) that have their
+        own, by role
     schedules: schedules of learning rate, loss weights and temperatures by name, logged beside the losses
     """
 
@@ -64,7 +65,7 @@ class Parts(NamedTuple):
     """The objects that train one model: networks, loss and training algorithm, but no data.
 
     student: the model that is trained; if a teacher of the run is trained, this teacher
-    teachers: the teachers that the model learns from, in config order; empty: the model is trained without a teacher
+    teachers: the teachers that the model learns from, in config order; an empty tuple if it is trained without teachers
     components: loss terms, fusion of teachers, optimiser and schedules
     objective: the weighted sum of the loss terms, which is minimised
     step: the training algorithm, one update at a time
@@ -83,8 +84,8 @@ def build_components(config: Config, horizon: Horizon, tokens: Tokenization | No
     Args:
         config: config of this training.
         horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
-        tokens: how texts are converted to tokens; None: the data are not text. If student and teacher have different
-            tokenizers, loss terms get the tokens that both vocabularies contain.
+        tokens: how texts are converted to tokens, or None if the data are not text. If student and teacher have
+            different tokenizers, loss terms get the tokens that both vocabularies contain.
 
     Raises:
         ConfigError: a spec string, such as "kd(temperature=4.0)", is wrong; the message names key, value and cure.
@@ -118,7 +119,7 @@ def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: SharedVoca
         spec: the spec, as a string or parsed.
         path: config key of the spec, such as "objective.kd", for error messages.
         horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
-        shared: function that loads the tokens which the vocabularies of student and teacher share; None: student and
+        shared: function that loads the tokens which the vocabularies of student and teacher share; None if student and
             teacher have the same vocabulary, or the data are not text.
     """
 
@@ -148,7 +149,9 @@ def _role(entry: Config, path: str, horizon: Horizon) -> tuple[Any, Schedule]:
 
 
 def build_student(config: Config, needs: frozenset[str]) -> Model:
-    """Build the student's network, which runs in microbatches and also returns the gradients that loss terms match.
+    """Build the student's model, with pruning masks and quantisation-aware training if the config sets them.
+
+    The model runs in microbatches, and also returns the gradients that loss terms match.
 
     Args:
         config: config of the training; `config.accumulate` is the number of microbatches in a batch.
@@ -164,7 +167,9 @@ def build_student(config: Config, needs: frozenset[str]) -> Model:
 
 
 def build_quantizer(config: Config) -> Quantizer | None:
-    """Build the way in which the student is trained in few bits; None: it is trained in floats.
+    """Build the quantiser for quantisation-aware training of the student.
+
+    Return None if the config sets no quantiser, so that the student is trained in floating point.
 
     Args:
         config: config of the training.
@@ -177,7 +182,9 @@ def build_quantizer(config: Config) -> Quantizer | None:
 
 
 def build_pruner(config: Config) -> Pruner | None:
-    """Build the way in which weights of the student are set to zero in training; None: none are.
+    """Build the pruner, which sets weights of the student to zero during training (unstructured pruning).
+
+    Return None if the config sets no pruning.
 
     Args:
         config: config of the training.

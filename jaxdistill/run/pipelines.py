@@ -14,8 +14,8 @@ def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
 
     Args:
         config: config of this training.
-        known: pipeline of another training on the same examples, whose shapes and number of examples are reused; None:
-            they are read from the data set.
+        known: pipeline of another training on the same examples, whose shapes and number of examples are reused. With
+            None, they are read from the data set.
     """
     data = config.data
 
@@ -49,7 +49,7 @@ def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
 
 
 def data_folder(config: Config) -> Path:
-    """Return the folder of prepared data that a config names, or the default one."""
+    """Return the folder of prepared data: the config key `data.folder`, or the default folder if the key is empty."""
     return Path(config.data.folder).expanduser() if config.data.folder else default_folder()
 
 

@@ -16,7 +16,7 @@ CONFIGS = (".py", ".json")
 
 
 def load(run: str | Path, model: str = "student", trust_source: bool = False) -> Any:
-    """Open a trained model of a run for use, with the preprocessing and the class names of its training.
+    """Load a trained model of a run as a predictor, with the preprocessing and the class names of its training.
 
         predictor = jaxdistill.load("runs/mine")
         predictor.predict(["a text", "another"]).labels
@@ -24,14 +24,14 @@ def load(run: str | Path, model: str = "student", trust_source: bool = False) ->
     Args:
         run: folder of a run, or the folder of one of its models, such as `runs/mine/student/hub`.
         model: "student", "control", or "teachers/NAME" for a teacher that the run trained.
-        trust_source: execute the Python file that the run has kept, which registers parts of the model.
+        trust_source: whether to execute the Python file stored with the run, which registers parts of the model.
 
     Returns:
         A `Predictor` (`jaxdistill/export/predictor.py`).
 
     Raises:
         ConfigError: there is no such model, or it has parts that only the run's Python file registers.
-        DamageError: a file of the model has changed since it was written.
+        DamageError: a file of the model has changed since it was written, or the folder holds a model of another run.
     """
     folder = Path(run).expanduser()
     if Path(str(run).partition(":")[0]).suffix in CONFIGS:  # what `load` did in earlier versions
@@ -52,14 +52,15 @@ def load(run: str | Path, model: str = "student", trust_source: bool = False) ->
 
 
 def find_model_folder(folder: Path, model: str) -> Path:
-    """Return the folder with the model of a run, or the folder itself if it holds a model.
+    """Return the folder that holds the files of a trained model.
 
     Args:
-        folder: folder of a run or of a model.
-        model: "student", "control" or "teachers/NAME".
+        folder: folder of a run, or the folder of one model.
+        model: "student", "control" or "teachers/NAME", for the folder of a run. For the folder of one model, it must be
+            "student", the default.
 
     Raises:
-        ConfigError: the folder holds no such model.
+        ConfigError: the folder holds no such model, or `model` is given for the folder of one model.
     """
     for place in (folder, folder / HUB):
         if (place / "jaxdistill.json").is_file():
@@ -91,7 +92,7 @@ def _run_of(place: Path) -> Path:
 
 
 def _name_of(folder: Path) -> str:
-    """Return the random name of a run, from its config.json; empty: it has none, or that file is missing."""
+    """Return the random name of a run from its config.json, or '' if the name or the file is missing."""
     try:
         return seal.read(folder / "config.json", {"config": dict}).get("run") or ""
     except FileNotFoundError:

@@ -15,7 +15,10 @@ PACKAGES = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 def git_hash() -> str:
-    """Return the git commit of this code, with "+changes" for uncommitted changes; "unknown" outside a repository."""
+    """Return the git commit of this code, followed by "+changes" if files have uncommitted changes.
+
+    Return "unknown" outside a git repository.
+    """
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
@@ -37,7 +40,7 @@ def _version(package: str) -> str:
 
 
 def _command() -> str:
-    """Return the command line, quoted for a shell."""
+    """Return the command line of this process, quoted for a shell."""
     programs = {"main.py": ["python", "-m", "jaxdistill.main"], "jaxdistill": ["jaxdistill"]}
     program = programs.get(Path(sys.argv[0]).name, ["python", sys.argv[0]])
     return " ".join(map(_quoted, [*program, *sys.argv[1:]]))
@@ -49,7 +52,7 @@ def _quoted(word: str) -> str:
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """Return how the results of a run are made, as JSON data: commit, versions, devices, seed, date, command line.
+    """Return the provenance of a run's results as a dict: commit, versions, devices, seed, date and command line.
 
     Args:
         seed: random seed of the run, to be recorded.
@@ -68,7 +71,7 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the model name of this machine's processor (CPU)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

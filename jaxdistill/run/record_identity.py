@@ -27,9 +27,9 @@ WEIGHTS = "its weights or its config"
 
 
 class Input(NamedTuple):
-    """An input of a run as it is now, such as its records.
+    """An input of a run, such as its data records or the weights of a teacher, with a hash of its present content.
 
-    path: config key that names it
+    path: config key that names the input
     text: name of the input in messages
     hash: a hash of its content
     """
@@ -40,10 +40,11 @@ class Input(NamedTuple):
 
 
 def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[Path, Any]:
-    """Check that the inputs of a resumed or repeated run are those with which it began, by hashes of their content.
+    """Check that the inputs of a resumed or repeated run have not changed since the run began, by content hashes.
 
-    A new run keeps the hashes in `FILE`. A damaged or missing file is written again, with a note. An earlier version
-    wrote the hashes of records alone.
+    The inputs are data records, tokenizers, weights, and files that specs name. A new run keeps the hashes in `FILE`
+    (records.json). A damaged or missing file is written again, with a note if the run has checkpoints. An earlier
+    version wrote the hashes of records alone.
 
     Args:
         folder: folder of the run.
@@ -52,11 +53,12 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
         config: config of the run, whose specs may name checkpoints and files.
 
     Returns:
-        The sealed files to write, once every other check has passed, with their contents.
+        `{path: content}` of the sealed (checksummed) JSON file, which the caller writes once all other checks have
+        passed.
 
     Raises:
-        ConfigError: something has changed; what was measured before would stand beside what is measured now.
-        DamageError: `FILE` is of another run.
+        ConfigError: an input has changed, so that earlier and new results could not be compared.
+        DamageError: `FILE` belongs to another run.
     """
     try:
         content = seal.read(folder / FILE, {"contents": dict})
@@ -77,7 +79,7 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
 
 
 def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[str, Input]:
-    """Return the inputs of a run, by their keys in `FILE`, as far as they can be read."""
+    """Return the inputs of a run, by their keys in `FILE`; inputs that cannot be read are left out."""
     inputs = {}
     for name, stream in {**data.streams, TEST: data.test}.items():
         identity = _identity(data, stream)
@@ -106,20 +108,20 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 
 
 def _identify_weights(teacher: Teacher) -> str:
-    """Return a fingerprint of the weights of a teacher before the run; empty: they are random."""
+    """Return a text that identifies the weights of a teacher before the run, or '' if they are random."""
     is_known = teacher.checkpoint or parse(teacher.spec, teacher.path).name == "pretrained"
     return teacher_hash(teacher) if is_known and not teacher.trained_here else _identify_checkpoints(teacher.spec)
 
 
 def _identify_checkpoints(spec: str) -> str:
-    """Return a fingerprint of the checkpoints that a spec names; empty: it names none."""
+    """Return a text that identifies the checkpoints that a model's spec string names, or '' if it names none."""
     sources = sources_of(spec)
     configs = [checkpoint_path(source) / "config.json" for source in sources]
     return " ".join([*map(fingerprint, sources), *(seal.sha256(file) for file in configs if file.is_file())])
 
 
 def _identify_files(spec: str) -> str:
-    """Return a fingerprint of the small files that a spec names, such as a graph; empty: it names none."""
+    """Return the hashes of the small files that a spec string names, such as a class graph, or '' if it names none."""
     folders = [checkpoint_path(source) for source in sources_of(spec)]
     files = [folder / POOLING_FILE for folder in folders]
     values = [value for each in nested_specs(parse(spec, "")) for value in (*each.args, *each.kwargs.values())]
@@ -129,9 +131,9 @@ def _identify_files(spec: str) -> str:
 
 
 def _hash_in_process_0(identify: Callable[[Any], str], subject: Any) -> str:
-    """Return a hash of the text that identifies a subject, such as a teacher; process 0 alone reads large files.
+    """Compute a hash of `identify(subject)` in process 0, and return it in every process of the run.
 
-    Every process of the run must call this. The hash is empty if the text is empty, or cannot be made.
+    Every process must call this, but only process 0 reads the files. The hash is '' if `identify` returns '' or fails.
     """
     known = ""
     if jax.process_index() == 0:

@@ -21,16 +21,16 @@ GO = b"go\n"
 
 
 class _Notes:
-    """Prints a note about missing processes after 10 seconds, and then every 30 seconds, until the time is over."""
+    """A timer that prints a note about missing processes after 10 seconds, then every 30 seconds, until a timeout."""
 
     def __init__(self, timeout: float):
         self._start, self._timeout, self._next = time.monotonic(), timeout, FIRST_NOTE
 
     def check(self, problem: Callable[[], str]) -> None:
-        """Print a note if one is due.
+        """Print a note if one is due; `problem()` returns its text.
 
         Raises:
-            ConfigError: the time is over.
+            ConfigError: the timeout has passed.
         """
         waited = time.monotonic() - self._start
         if waited >= self._timeout:
@@ -52,8 +52,8 @@ def wait_for_all(address: str, processes: int, process: int, timeout: float) -> 
         timeout: seconds to wait at most.
 
     Raises:
-        ConfigError: a process is missing when the time is over, two processes have the same number, or the processes
-            have different ideas of how many they are; the message names the processes.
+        ConfigError: a process is still missing after the timeout, two processes have the same number, or processes were
+            started with different values of `processes`; the message names the processes.
     """
     host, _, port = address.rpartition(":")
     if processes > 1 and process == 0:
@@ -113,7 +113,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _number_of(client: socket.socket, processes: int) -> int | None:
-    """Return the number that a process has sent; None if something else has connected."""
+    """Return the process number that a client has sent, or None if the client is no process of jaxdistill."""
     client.settimeout(5)
     try:
         match = HELLO.fullmatch(client.makefile("r", encoding="ascii", errors="replace").readline(64))
@@ -129,7 +129,7 @@ def _number_of(client: socket.socket, processes: int) -> int | None:
 
 
 def _is_open(client: socket.socket) -> bool:
-    """Return False if a process that has joined is gone."""
+    """Return True if the connection to a process that has joined is still open."""
     client.setblocking(False)
     try:
         return client.recv(1) != b""

@@ -72,7 +72,7 @@ class Resolved:
 
     @cached_property
     def definitions(self) -> tuple[StageDefinition, ...]:
-        """Return which models the run trains, each with the config of its training, in order.
+        """Return the definitions of the training stages, in order: which model is trained, and with which config.
 
         The spec strings of these configs, such as "kd(temperature=4.0)", are checked first.
         """
@@ -115,14 +115,14 @@ class Resolved:
         return MappingProxyType({name: build(config, self._context(devices[name], needs)) for name, config in configs})
 
     def live_teacher(self, name: str, alone: bool = False, plain: bool = False) -> Teacher:
-        """Build a teacher without its options `cache` (stored outputs) and `placement` (separate devices).
+        """Build a teacher that runs its own network, even if the config gives it stored outputs or separate devices.
 
-        The teacher then runs its own network.
+        The options `cache` (stored outputs) and `placement` (separate devices) are left out.
 
         Args:
             name: name of the teacher in the config.
-            alone: True: place the teacher on one device; False: on the student's mesh.
-            plain: True: leave out the other options, too, such as 8-bit weights.
+            alone: whether to place the teacher on one device, and not on the student's mesh.
+            plain: whether to leave out the other options, too, such as 8-bit weights.
 
         Raises:
             ConfigError: there is no teacher of this name.
@@ -141,7 +141,7 @@ class Resolved:
     def stages(self) -> tuple[Stage, ...]:
         """Return the training stages (one for each model to train), in order, each checked with `jax.eval_shape`.
 
-        Those in `left_out` are not among them.
+        The control (the same student without a teacher) is missing if `left_out` names it.
         """
         return tuple(
             self.student if definition.kind == "student" else self._stage(definition)
@@ -151,9 +151,10 @@ class Resolved:
 
     @cached_property
     def left_out(self) -> dict[str, str]:
-        """Return the models that the config asks for but the run cannot train, with the reason: perhaps the control.
+        """Return the models that the config asks for but the run cannot train, as `{name: reason}`.
 
-        The control is the student's network trained on labels alone.
+        Only the control (the student's network trained on labels alone) may be among them: if the records have no
+        labels, or if the model has no classes.
         """
         for definition in self.definitions:
             if definition.kind == "control":
@@ -210,7 +211,7 @@ class Resolved:
         check_rules("run", self)
 
     def check_memory(self) -> None:
-        """Check that every stage fits into memory, by a lower bound.
+        """Check that the memory of a device suffices for each training stage, by a lower bound of what the stage needs.
 
         Raises:
             ConfigError: a stage needs more memory than there is; the message has both numbers.
@@ -238,7 +239,9 @@ class Resolved:
 
 
 def check_definitions(config: ConfigDict, devices: Sequence[jax.Device]) -> None:
-    """Check the keys and spec strings of a config; no data are looked at, so that placeholders stay open.
+    """Check the keys and spec strings of a config, without reading any data.
+
+    Placeholders such as `{classes}`, which are filled in from the data, are replaced by arbitrary values for the check.
 
     Args:
         config: a complete config.

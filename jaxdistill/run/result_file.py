@@ -13,12 +13,12 @@ TYPES: seal.JsonTypes = {"row": dict, "reliability": dict, "seconds": (int, floa
 
 
 def are_one_run(*names: str | None) -> bool:
-    """Return False if two of the random names of runs differ; an earlier version wrote none."""
+    """Return True if all given names of runs are equal; empty names, from files of an earlier version, are ignored."""
     return len({name for name in names if name}) < 2
 
 
 def write(folder: Path, name: str, run: str, outcome: Mapping[str, Any], steps: int) -> None:
-    """Write the results of a model.
+    """Write the results of a trained model to result.json in the folder of the model.
 
     Args:
         folder: folder of the model.
@@ -32,18 +32,18 @@ def write(folder: Path, name: str, run: str, outcome: Mapping[str, Any], steps: 
 
 
 def read(folder: Path, name: str, run: str, types: seal.JsonTypes = TYPES, required: bool = True) -> dict[str, Any]:
-    """Read the results of a model, without the name of the run.
+    """Read the results of a trained model from its result.json, as a dict without the name of the run.
 
     Args:
         folder: folder of the model.
         name: name of the model in the result table.
-        run: random name of the run; empty: not known.
+        run: random name of the run, or '' if it is not known.
         types: keys that the file must have, with their types.
-        required: refuse a file without a seal, as an earlier version wrote it.
+        required: whether to refuse a file without a seal (checksum), such as that of an earlier version.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamageError: the file is damaged, or of another model or run.
+        FileNotFoundError: there is no result.json.
+        DamageError: the file is damaged, or belongs to another model or run.
     """
     outcome = seal.read(folder / RESULT, types, required)
     if outcome["row"].get("name") != name or not are_one_run(outcome.pop("run", ""), run):

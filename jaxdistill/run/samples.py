@@ -13,10 +13,13 @@ ROWS = 32  # rows of a batch; no result depends on it
 def samples(data: Pipeline, count: int, chosen: np.ndarray | Phases | None = None) -> Iterator[Batch]:
     """Yield the first `count` training examples of a run in batches, in training order, without random transforms.
 
+    Every batch has `ROWS` rows; the rows beyond the last example have the mask 0.
+
     Args:
         data: data pipeline of the run.
-        count: number of examples; fewer if there are fewer records.
-        chosen: numbers of the records to draw from; of several phases, those of the first; None: all.
+        count: number of examples; if there are fewer records, each record is used once.
+        chosen: numbers of the records to draw from, or None for all records. If the run has several phases (parts of
+            the training with their own records), the records of the first phase are used.
     """
     pool = chosen.pools[0] if isinstance(chosen, Phases) else chosen
     stream = data.streams["train"]

@@ -16,7 +16,8 @@ class Kind(NamedTuple):
 
     accepts: `value -> bool`; True for a value of this kind
     wanted: description of the kind that completes the error message "... is not {wanted}."
-    text: True: a value on the command line is plain text; False: it is parsed as a Python literal, such as 3 or (1, 2)
+    text: True if a value on the command line is taken as plain text, False if it is parsed as a Python literal, such as
+        3 or (1, 2)
     """
 
     accepts: Callable[[Any], bool]
@@ -27,7 +28,7 @@ class Kind(NamedTuple):
         """Convert the text of a value on the command line to the value: unchanged, or parsed as a Python literal.
 
         Raises:
-            ValueError: the kind requires a Python literal, and the text is none.
+            ValueError: the kind requires a Python literal, and the text is not one.
         """
         if self.text:
             return text

@@ -1,9 +1,9 @@
 """Search for the best student within a budget: measure sizes on a device, distil the largest that fit, choose one.
 
 A candidate is the student of a config with other arguments (depth, heads, neurons, width) and bits. Its latency and
-bytes do not depend on its weights, so that all candidates are exported untrained and measured once. Of those within the
-budget, those that no other one exceeds in every argument come first, large before small; the first ones are the
-finalists.
+bytes do not depend on its weights, so that all candidates are exported untrained and measured once. The candidates
+within the budget are ranked: first those that no other one equals or exceeds in every argument, then the others, the
+largest first in both. The first ones of this ranking are the finalists.
 """
 
 import hashlib
@@ -53,10 +53,10 @@ Value = int | float | str | tuple[Any, ...]
 
 
 class Candidate(NamedTuple):
-    """A student that could be trained.
+    """A candidate of the search: a student that could be trained.
 
     label: its values in words, such as `layers=2 bits=8`
-    values: value of each axis
+    values: value of each axis (searched argument of the student, or `bits`), by name
     config: the config that trains it, without its exports
     sized: spec string of its model
     format: spec string of its export format
@@ -70,14 +70,14 @@ class Candidate(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The number of parameters, time and bytes of a candidate.
+    """The number of parameters, latency and bytes of a candidate of the search.
 
-    label: that of the candidate
-    values: value of each axis
+    label: label of the candidate
+    values: value of each axis (searched argument of the student, or `bits`), by name
     parameters: number of its parameters
-    latency_ms: time of one example on the device, the median
+    latency_ms: median time of one example on the device, in milliseconds
     megabytes: size of its file, 10^6 bytes
-    low_ms, high_ms: the range of 80 % of the measured times; of an estimate, it itself
+    low_ms, high_ms: the range of 80 % of the measured times; both are the estimate if the time is only estimated
     """
 
     label: str
@@ -89,17 +89,17 @@ class Size(NamedTuple):
     high_ms: float = 0.0
 
     def excess(self, budget: Mapping[str, float]) -> float:
-        """Return by which factor the size exceeds its budget at most; at most 1: it is within."""
+        """Return the largest ratio of a measured value to its limit; up to 1, the candidate is within the budget."""
         return max(getattr(self, name) / limit for name, limit in budget.items())
 
 
 def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Device) -> list[Candidate]:
-    """Return all candidates: every combination of the values of the axes.
+    """Return all candidates of a search: one for every combination of the values of the axes.
 
     Args:
         config: the base config, without placeholders; arguments of its key `student.model` are replaced.
-        axes: values by name of an argument, or of `bits`, which are 8 and 32.
-        device: the device that they are made for.
+        axes: values to try, by name of an argument of the student's model, or of `bits` (whose values are 8 and 32).
+        device: the device for which the candidates are exported.
 
     Raises:
         ConfigError: an axis is unknown or a value is impossible; the message names them.
@@ -137,17 +137,17 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
 
 
 def _weight_bits(quantized: str) -> int:
-    """Return the bits of the weights of a spec of `student.quantized`."""
+    """Return the number of bits of the weights in a spec string of the config key `student.quantized`."""
     _, bound = registry.quantizers.bind(quantized, "student.quantized")
     bound.apply_defaults()
     return bound.arguments.get("weights", 8)
 
 
 def _formats(device: Device) -> dict[int, str]:
-    """Return the export format of each number of bits for a device.
+    """Return the spec strings of the export formats for a device, by number of bits (8 or 32).
 
     Raises:
-        ConfigError: it takes neither ONNX nor LiteRT.
+        ConfigError: the device takes neither ONNX nor LiteRT.
     """
     names = [name for name in ("onnx", "litert") if not device.formats or name in device.formats]
     if not names:
@@ -161,13 +161,13 @@ def _formats(device: Device) -> dict[int, str]:
 def measure_sizes(
     resolved: Resolved, chosen: Sequence[Candidate], device_spec: str, folder: Path, console: Console
 ) -> list[Size]:
-    """Measure all candidates on a device, or read what an earlier, interrupted search has measured.
+    """Measure parameters, latency and bytes of all candidates on a device, except those that were measured before.
 
     Args:
         resolved: the base config, for its records.
         chosen: the candidates.
         device_spec: spec string of the device.
-        folder: folder of the search; the table is `table.json` in it.
+        folder: folder of the search; measurements, also of an earlier search, are kept in its file `table.json`.
         console: where progress is printed.
     """
     device, file = choose_device(device_spec, "--device"), folder / "table.json"
@@ -190,7 +190,7 @@ def measure_sizes(
 
 
 def _circumstances(resolved: Resolved, device_spec: str, chosen: Sequence[Candidate]) -> dict[str, Any]:
-    """Return what the table depends on, beside the candidates."""
+    """Return what the measurements depend on beside the candidates, as a dict: device, processor, runtimes, shapes."""
     exporters = [registry.exporters.build(spec, "--device") for spec in sorted({each.format for each in chosen})]
     runtimes = sorted({f"{package_of(each.runtimes[0])} {version(package_of(each.runtimes[0]))}" for each in exporters})
     rows = {name: [list(x.shape[1:]), str(x.dtype)] for name, x in sorted(resolved.student.shapes["train"].items())}
@@ -198,7 +198,7 @@ def _circumstances(resolved: Resolved, device_spec: str, chosen: Sequence[Candid
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    """Return the content of a table; empty: there is none, or it is damaged."""
+    """Return the content of a file of measurements (`table.json`), or {} if the file is missing or damaged."""
     try:
         return seal.read(file, {"about": dict, "sizes": list}, required=True)
     except (FileNotFoundError, DamageError) as error:
@@ -246,7 +246,7 @@ def _measured(
 
 
 def _fits(device: Device, device_spec: str, candidate: Candidate, parameters: int) -> bool:
-    """Return False if the device cannot hold the weights; a format that it does not take is an error."""
+    """Return True if a device can hold a candidate's weights; raise a `ConfigError` if it rejects the export format."""
     check_device(device, device_spec, candidate.format, 0, candidate.label, "--device")
     try:
         check_device(device, device_spec, candidate.format, parameters, candidate.label, "--device")
@@ -256,7 +256,7 @@ def _fits(device: Device, device_spec: str, candidate: Candidate, parameters: in
 
 
 def _untrained(resolved: Resolved, candidate: Candidate) -> Network:
-    """Return the network of a candidate with small random weights: its time and bytes are those of a trained one."""
+    """Return a candidate's network with small random weights; its latency and bytes are those of a trained one."""
     shapes = resolved.student.shapes["train"]
     model = build_model(candidate.sized, "student.model", "float32")
     abstract = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
@@ -268,15 +268,15 @@ def _untrained(resolved: Resolved, candidate: Candidate) -> Network:
 
 
 def parse_budget(texts: Sequence[str], device: Device, spec: str) -> dict[str, float]:
-    """Read a budget, such as `latency_ms=0.5` and `megabytes=14`.
+    """Parse the limits of a budget, such as `latency_ms=0.5` and `megabytes=14`, to a dict of numbers by name.
 
     Args:
-        texts: the limits, `NAME=NUMBER`.
-        device: the device, which may not tell how fast it is.
-        spec: its spec string.
+        texts: the limits, each as `NAME=NUMBER`.
+        device: the device; `latency_ms` is refused if nothing reports how fast the device is.
+        spec: spec string of the device.
 
     Raises:
-        ConfigError: there is none, a name is unknown or given twice, or a number is not positive.
+        ConfigError: a name is unknown or given twice, or a number is missing, not positive or too large.
     """
     budget: dict[str, float] = {}
     for text in texts:
@@ -299,16 +299,16 @@ def parse_budget(texts: Sequence[str], device: Device, spec: str) -> dict[str, f
 def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) -> list[Size]:
     """Return the largest candidates within a budget.
 
-    First those that no other one within the budget exceeds (`_exceeds`), then the others, each from the one with most
-    parameters on.
+    Candidates that no other one within the budget exceeds (`_exceeds`) come first, then the others. Both groups are
+    sorted by their number of parameters, the largest first.
 
     Args:
-        sizes: what was measured of all candidates.
+        sizes: the measurements of all candidates.
         budget: limits by name, see `UNITS`.
-        count: how many to return at most.
+        count: largest number of candidates to return.
 
     Raises:
-        ConfigError: no candidate is within the budget; the nearest one is named.
+        ConfigError: no candidate is within the budget; the message names the nearest one.
     """
     inside = [size for size in sizes if size.excess(budget) <= 1]
     if not inside:
@@ -330,9 +330,9 @@ def _exceeds(one: Size, other: Size) -> bool:
 
 
 def _order(a: Value, b: Value) -> int | None:
-    """Return 1, 0 or -1 if a value is larger, equal or smaller; None: they cannot be compared, as a share and a count.
+    """Return 1, 0 or -1 if `a` is larger than, equal to or smaller than `b`, or None if they cannot be compared.
 
-    Widths of several layers are compared layer by layer.
+    A share and a count cannot be compared. Widths of several layers are compared layer by layer.
     """
     if a == b:
         return 0

@@ -26,13 +26,16 @@ RUNS = "runs"  # folder of the study in that of the search
 
 
 def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str], source: str) -> Study:
-    """Return the study that trains the finalists, each with its controls.
+    """Return the study (a comparison of runs) that trains the finalists of a search, each with its controls.
+
+    The controls of a finalist are the same student trained in floats, if it is trained for 8 bits, and the same student
+    trained without a teacher.
 
     Args:
         base: config of the search.
         chosen: the finalists.
-        command: the command of the search.
-        source: file path of the Python file that defines the config; empty: none.
+        command: the command of the search, as words of the command line.
+        source: file path of the Python file that defines the config, or '' if there is none.
     """
     arms: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
@@ -48,7 +51,7 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str], 
 
 
 def distil(study: Study, workdir: Path, seeds: int, console: Console) -> list[Run]:
-    """Train all arms of the study, and return their runs; finished ones are not repeated."""
+    """Train all arms (variants) of a study, and return its runs; runs that are already finished are not repeated."""
     forget_other_arms(study, workdir / RUNS)
     sweep.run_study(study, workdir / RUNS, seeds, console, shows_table=False)
     checkpoints = sweep.train_teachers(study, workdir / RUNS, Console(quiet=True))  # they are trained
@@ -56,7 +59,10 @@ def distil(study: Study, workdir: Path, seeds: int, console: Console) -> list[Ru
 
 
 def forget_other_arms(study: Study, folder: Path) -> None:
-    """Remove the summary of a study with other finalists, of another budget; their runs stay, and are used again."""
+    """Delete the summary `study.json` of an earlier study if it has arms (finalists) that the new study lacks.
+
+    This happens after a search with another budget. The runs of these arms stay, and can be used again.
+    """
     with contextlib.suppress(FileNotFoundError, DamageError):
         if set(seal.read(folder / "study.json", {"runs": dict})["runs"]) - set(expand(study)):
             (folder / "study.json").unlink()
@@ -65,11 +71,13 @@ def forget_other_arms(study: Study, folder: Path) -> None:
 def measure_files(
     study: Study, all_runs: Sequence[Run], chosen: Sequence[Candidate], device: str, workdir: Path, console: Console
 ) -> list[Point]:
-    """Export every run, and the teachers that were trained, and return what was measured of the files.
+    """Export the student of every run and the teachers that were trained, and return the measurements of the files.
+
+    Return a list with one `Point` (accuracy, latency and bytes) for each arm, over its seeds, and for each teacher.
 
     Args:
-        study: the study.
-        all_runs: its runs.
+        study: the study that has trained the finalists.
+        all_runs: all runs of the study.
         chosen: the finalists.
         device: spec string of the device.
         workdir: folder of the search.
@@ -93,7 +101,7 @@ def measure_files(
 
 
 def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> Mapping[str, Any]:
-    """Return what was measured of a file of a run, which is exported first if it is not yet."""
+    """Return the measurements of a run's exported file, as a dict; the model is exported first if there are none."""
 
     def entry_in_results() -> Mapping[str, Any]:
         wanted = {"model": model, "name": slug(to), "target": device}
@@ -137,24 +145,25 @@ def _point(arm: str, entries: Sequence[Mapping[str, Any]]) -> Point:
 
 
 def _coverage(device: Mapping[str, Any]) -> str:
-    """Return how many operations a device runs, as text; empty: all, or it is not known."""
+    """Return a text such as "5 of 7 operations" for those that a device runs, or '' if it runs all, or is unknown."""
     if "operations" not in device or device["on_device"] == device["operations"]:
         return ""
     return f"{device['on_device']} of {device['operations']} operations"
 
 
 def choose_point(points: Sequence[Point], budget: Mapping[str, float]) -> Point:
-    """Return the distilled student with the best mean accuracy.
+    """Choose the exported file of a distilled student with the best mean accuracy over seeds.
 
-    Of equal ones it is the one that was trained for its bits, then the smaller one. A file that was set aside is not
-    chosen. A file that is beyond the budget, measured again, is chosen if all are.
+    Between equal accuracies, a student that was trained for its number of bits is preferred to one that was rounded
+    afterwards, and then the smaller file. A file with a problem, such as wrong outputs, is never chosen. Files that
+    turn out to exceed the budget are chosen only if all do.
 
     Args:
-        points: the files of all finalists.
+        points: measurements of the files of all finalists.
         budget: limits by name, see `UNITS`.
 
     Raises:
-        ConfigError: no file is right.
+        ConfigError: every file of a distilled student has a problem.
     """
     right = [each for each in points if each.kind in (DISTILLED, ROUNDED) and not each.problem]
     if not right:
@@ -175,16 +184,18 @@ def finish(
     command: str,
     file_of_chosen: Path,
 ) -> str:
-    """Write the page and the config of the chosen student, and return a summary.
+    """Write the page of the search and the config of the chosen student, and return a summary as text.
+
+    The page is search.html, and the config chosen.json.
 
     Args:
         workdir: folder of the search.
-        config: its base config.
-        chosen: quality, time and bytes of the chosen student's file.
+        config: base config of the search.
+        chosen: accuracy, latency and bytes of the chosen student's file.
         candidate: the chosen candidate.
-        points: all files that were measured.
-        sizes: the table of candidates.
-        budget: the limits.
+        points: measurements of the files of all finalists and teachers.
+        sizes: measurements of all untrained candidates.
+        budget: limits by name, see `UNITS`.
         device: spec string of the device.
         command: the command of the search.
         file_of_chosen: folder of the chosen student's file.

@@ -74,10 +74,10 @@ class Logging(NamedTuple):
     """The section `logging` of a config.
 
     every: number of training steps between two lines of the log
-    tensorboard: True: write TensorBoard events
-    wandb: name of the Weights & Biases project; empty: none
-    trace: number of training steps of the student to profile; 0: none
-    compilation_cache: folder that keeps compiled programs between runs; empty: none
+    tensorboard: True if TensorBoard events are written
+    wandb: name of the Weights & Biases project, or '' if it is not used
+    trace: number of training steps of the student to profile; 0 means none
+    compilation_cache: folder that keeps compiled programs between runs, or '' if they are not kept
     """
 
     every: int
@@ -93,7 +93,7 @@ class Settings(NamedTuple):
     steps: number of optimiser steps
     seed: random seed of initial values, data order and augmentation
     evaluate_every: number of steps between two evaluations; a checkpoint is written after each evaluation
-    bucket: address below which the checkpoints are kept; empty: in the workdir
+    bucket: address in cloud storage below which the checkpoints are kept, or '' if they are kept in the workdir
     evaluate_rows: batch size of the evaluation
     layers: (student layer, teacher layer) pairs whose similarity (CKA) is measured in evaluation
     backend: "jit" or "pmap"
@@ -134,26 +134,26 @@ class Stage(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """Return what is trained: "teacher", "student" or "control" (the same student trained without a teacher)."""
+        """Return which model is trained: "teacher", "student", "floats" or "control", see `StageDefinition`."""
         return self.definition.kind
 
     @property
     def name(self) -> str:
-        """Return the name of the trained model in logs and results: "teacher NAME", "student" or "control"."""
+        """Return the name of the trained model in logs and results, such as "teacher NAME", "student" or "control"."""
         return self.definition.name
 
     @property
     def teachers(self) -> Mapping[str, Teacher]:
-        """Return the teachers that the model learns from, by name; empty: the model is trained without a teacher."""
+        """Return the teachers that the model learns from, by name; the dict is empty if it is trained without one."""
         return {teacher.name: teacher for teacher in self.parts.teachers}
 
 
 def plan_stages(config: Config) -> Iterator[StageDefinition]:
-    """Yield what a run trains, in order: the teachers to be trained, the student, and the controls.
+    """Yield the definitions of a run's training stages, in order: the teachers to train, the student, the controls.
 
-    If the student is trained in few bits, one control is the same student trained in floats. The other one is the same
-    student trained without a teacher. The student is trained by the algorithm in the config key `step`; models without
-    a teacher by `offline()`, which is then supervised training.
+    One control is the same student trained without a teacher. If the student gets quantisation-aware training, another
+    control is the same student trained in floats. The student is trained by the algorithm in the config key `step`;
+    models without a teacher are trained by `offline()`, which is then supervised training.
     """
     roles = {role: entry for role, entry in config.roles.to_dict().items() if role in ("student", "fusion", "terms")}
     plain = {"step": "offline()", "roles": roles, "teachers": {}, "objective": config.task.to_dict()}
@@ -181,7 +181,7 @@ def plan_stages(config: Config) -> Iterator[StageDefinition]:
 
 
 def settings(config: Config) -> Settings:
-    """Read the settings of the training loop from the config of a training."""
+    """Return the settings of the training loop that the config of a training sets."""
     evaluate, log = config.evaluate, config.logging
     return Settings(
         steps=config.steps,

@@ -40,11 +40,12 @@ class Study(NamedTuple):
     further: additional arms, `{label: {config key: value}}`, with the keys that differ from `base`
     teachers: configs of runs that are executed before the arms, by teacher name. In the arms, and in the runs after it,
         the student of such a run serves as the checkpoint of the teacher of this name
-    cached: True: teacher outputs are written to disk once and read by all runs; then the arms must read only logits of
-        the teachers, and use no random augmentation
+    cached: True if teacher outputs are written to disk once and read by all runs; then the arms must read only logits
+        of the teachers, and use no random augmentation
     measures: the columns of the result table; arms are compared by the first
-    command: the command that runs the study, without --workdir and --seeds; empty: `python -m experiments.NAME`
-    source: file path of the Python file that defines `base`, and may register parts; each run keeps a copy; empty: none
+    command: the command that runs the study, without --workdir and --seeds; if empty, `python -m experiments.NAME`
+    source: file path of the Python file that defines `base`, and may register parts, or '' if there is none; each run
+        keeps a copy of the file
     """
 
     name: str
@@ -72,7 +73,7 @@ class Run(NamedTuple):
     seed: random seed
     config: complete config of the run
     folder: folder of checkpoints and results
-    source: file path of the Python file that defines the study's base config; empty: none
+    source: file path of the Python file that defines the study's base config, or '' if there is none
     """
 
     arm: str
@@ -135,7 +136,15 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
 
 
 def check_arms(study: Study, data: bool = False) -> None:
-    """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
+    """Check the configs of all arms (variants) and teachers of a study before anything runs.
+
+    Args:
+        study: a base config and its variants (arms).
+        data: whether to check the data and the models of every config, too.
+
+    Raises:
+        ConfigError: a config is wrong.
+    """
     configs = (*expand(study).values(), *study.teachers.values())
     for config in configs:  # all arms, before the data of any are prepared
         check_definitions(config, jax.devices())
@@ -230,7 +239,7 @@ def run_or_resume(config: Config, folder: Path, source: str = "") -> list[dict[s
     Args:
         config: config of the run.
         folder: folder of the run.
-        source: file path of the Python file that defines the config, and may register parts; empty: none.
+        source: file path of the Python file that defines the config, and may register parts, or '' if there is none.
     """
     if results := finished_results(config, folder):
         check_same_parts(folder, source)
@@ -240,7 +249,11 @@ def run_or_resume(config: Config, folder: Path, source: str = "") -> list[dict[s
 
 
 def quality_text(row: Mapping[str, Any]) -> str:
-    """Return how good a model is, in percent: its accuracy, R@5, or its match with the teacher."""
+    """Return the quality of a model as text, such as "91.20 %": its accuracy, R@5, or its match with the teacher.
+
+    Args:
+        row: the model's row of the result table.
+    """
     value = quality(row)
     return "not measured" if value is None else f"{100 * value:.2f} %"
 

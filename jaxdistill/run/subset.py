@@ -29,8 +29,8 @@ def choose_records(data: Pipeline, records: Records) -> np.ndarray | Phases | No
         records: all training records.
 
     Returns:
-        The numbers of the chosen records in rising order, `[chosen]`; None: all records. With `data.order`, the run has
-        phases, such as tasks that follow each other, and `Phases` holds one such array for each.
+        The numbers of the chosen records in rising order, `[chosen]`, or None for all records. If `data.order` is set,
+        `Phases` with one such array for each phase of the run, such as tasks that follow each other.
 
     Raises:
         ConfigError: a cache is damaged or lacks a record, or a phase has no records.
@@ -94,10 +94,12 @@ def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases
     Args:
         workdir: folder of the run.
         data: data pipeline of the run.
-        selected: the record numbers, from `choose_records`; None: all records are used, and nothing is checked.
+        selected: the record numbers, from `choose_records`. None means that all records are used, and nothing is
+            checked.
 
     Returns:
-        The sealed files to write, once every other check has passed, with their contents.
+        `{path: content}` of the sealed (checksummed) JSON file, which the caller writes once all other checks have
+        passed; {} if `selected` is None.
 
     Raises:
         ConfigError: the records differ, because a cache of teacher outputs that selects them was rewritten.

@@ -42,7 +42,8 @@ class Data(NamedTuple):
     test: test records
     stored: teacher outputs that are read from a cache, by stream
     queries: functions `batch -> batch with teacher outputs`, for teachers on separate devices, by stream
-    chosen: numbers of the records of "train" that are trained on, or one array for each phase; None: all
+    chosen: numbers of the records of "train" that are trained on, or one array for each phase (part of the training
+        with its own records), or None for all records
     """
 
     records: Mapping[str, Records]
@@ -53,7 +54,7 @@ class Data(NamedTuple):
 
 
 def open_data(data: Pipeline, teachers: Iterable[Teacher]) -> Data:
-    """Open the records of a run, and the outputs of teachers that are stored, and choose the training records."""
+    """Open the records (examples) of a run and its cached teacher outputs, and choose the training records."""
     records = {name: data.open(stream) for name, stream in data.streams.items()}
     outputs = {name: [teacher.stored(name) for teacher in teachers] for name in data.with_test}
     stored = {name: tuple(each for each in of_stream if each is not None) for name, of_stream in outputs.items()}
@@ -80,7 +81,8 @@ class StageContext(NamedTuple):
     references: the teachers that evaluation compares the model with
     console: where progress is printed
     preemption: reports whether SIGTERM or Ctrl-C has asked the run to stop
-    start: returns the variables from which the model starts, for their shapes; None: those of its checkpoint, if any
+    start: function `(shapes of the variables) -> variables` from which the model starts; if None, it starts from its
+        pretrained weights, if it has any
     run: random name of the run, which its checkpoints keep
     """
 
@@ -242,8 +244,8 @@ def make_engine(stage: Stage, teachers: tuple[Variables, ...], mesh: Mesh, refer
 
     Args:
         stage: the model to train, with its objective and training algorithm.
-        teachers: variables of the teachers in `references`, already sharded over the mesh; empty: evaluation compares
-            the model with no teacher.
+        teachers: variables of the teachers in `references`, already sharded over the mesh; if empty, evaluation
+            compares the model with no teacher.
         mesh: the student's device mesh.
         references: the teachers that evaluation compares the model with.
     """

@@ -1,4 +1,4 @@
-"""Every rule that a config may break, in the order in which they are checked.
+"""List every rule that a config may break, in the order in which the rules are checked.
 
 A rule is a function that returns nothing, or raises a `ConfigError`, which names the config path, the value and the
 cure. Rules come in groups, by the values that they check (`views.py`). A later group relies on the earlier ones. No

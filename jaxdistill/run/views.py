@@ -100,9 +100,10 @@ class StageView:
 
     @cached_property
     def signals(self) -> dict[str, Any]:
-        """Return what loss terms read (outputs of student and teachers, and the batch) as shapes, by source of batches.
+        """Return the inputs of loss terms (outputs of all models, and the batch) as shapes, by stream.
 
-        Sources that the training algorithm generates itself, such as texts of the student, are included.
+        A stream is a named source of batches. Streams that the training algorithm generates itself, such as texts of
+        the student, are included.
         """
         rows = {**self.shapes, **dict.fromkeys(self.parts.step.generated_streams, self.shapes["train"])}
         return {stream: self._signals(shapes) for stream, shapes in rows.items()}
@@ -126,7 +127,7 @@ class StageView:
 
     @property
     def step_batch(self) -> dict[str, Shapes]:
-        """Return the batch that the training algorithm takes, by source of batches, with shapes in place of arrays."""
+        """Return the shapes of the batch that the training algorithm takes, by stream (named source of batches)."""
         return {stream: self.shapes[stream] for stream in self.parts.step.streams}
 
     @cached_property

@@ -31,7 +31,7 @@ def config_differences(old: dict[str, Any], config: Config) -> list[str]:
         config: the new config.
 
     Returns:
-        A text for each difference, "KEY: saved value -> new value"; empty: the run may be resumed.
+        A list with a text for each difference, "KEY: saved value -> new value". If it is empty, the run may be resumed.
     """
     with contextlib.suppress(ConfigError):
         old = make(**old).to_dict()
@@ -47,17 +47,17 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
     Args:
         workdir: folder of the run.
         record: content of config.json: the config, and how the results are made (code, versions, devices).
-        source: file path of the Python file that defines the config; empty: none.
+        source: file path of the Python file that defines the config, or '' if there is none.
 
     Returns:
-        What is added to the record. run: random name of the run, kept when it is resumed; source: name of the copied
-        Python file; source_sha256: its hash; parts: the parts of the config that the user's own code registers, with
-        their modules; not_copied: those of them that are not in the copied file; earlier: provenance and number of
-        steps of each earlier process of this run.
+        A dict of the entries that were added to the record. run: random name of the run, kept when it is resumed;
+        source: name of the copied Python file; source_sha256: hash of this file; parts: the parts of the config that
+        the user's own code registers, with their modules; not_copied: those parts that are not in the copied file;
+        earlier: provenance and number of steps of each earlier process of this run.
 
     Raises:
         ConfigError: the folder cannot be written; or the Python file registers parts of the run in the folder, and has
-            changed since.
+            changed since the run began.
     """
     try:
         old, parts = saved_record(workdir), own_parts(record["config"])
@@ -85,7 +85,9 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
 
 
 def saved_record(workdir: Path) -> dict[str, Any] | None:
-    """Return the record of the run in a folder, from config.json, or else from results.json; None: there is no run.
+    """Return the record (config and provenance) of the run in a folder as a dict, or None if there is no run.
+
+    The record is the content of config.json, or of results.json if config.json is missing or damaged.
 
     Raises:
         DamageError: the folder holds a run, and both records are damaged or missing.
@@ -109,16 +111,16 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
 
 
 def _has_checkpoints(workdir: Path) -> bool:
-    """Return True if a folder has the checkpoints of a model of a run, and not only those of runs inside it."""
+    """Return True if the folder of a run has checkpoints of this run; those of runs in its subfolders do not count."""
     files = [f"{model}/checkpoints/{name}" for model in ("*", "teachers/*") for name in ("manifests/*.json", POINTER)]
     return any(any(workdir.glob(file)) for file in files)
 
 
 def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record in config.json, after checking that results.json, if it is there, is of the same run.
+    """Check that results.json, if it is there, belongs to the same run as config.json, and return the record.
 
     Raises:
-        DamageError: it is of another run.
+        DamageError: results.json belongs to another run.
     """
     try:
         results = seal.read(workdir / "results.json", {})
@@ -131,16 +133,16 @@ def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str,
 
 
 def require_one_run(workdir: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Check that a file in the folder of a run is of the run that config.json names.
+    """Check that a file in the folder of a run belongs to the run that config.json names.
 
     Args:
         workdir: folder of the run.
         name: name of the file.
-        content: its content, with the name of the run under the key `run`, as write_config has returned it; a file of
-            an earlier version has none.
+        content: content of the file, with the name of the run, from `write_config`, under the key `run`. A file of an
+            earlier version has no name, and passes.
 
     Raises:
-        DamageError: it is of another run.
+        DamageError: the file belongs to another run.
     """
     if not is_of_this_run(workdir, content):
         raise _other_run(workdir, name)
@@ -153,7 +155,10 @@ def _other_run(workdir: Path, name: str) -> DamageError:
 
 
 def is_of_this_run(workdir: Path, results: Mapping[str, Any]) -> bool:
-    """Return False if results have the name of another run than the config.json of a folder."""
+    """Return True if results belong to the run that the config.json of a folder names.
+
+    Return True also if one of them has no name, or config.json is missing or damaged.
+    """
     try:
         return are_one_run(seal.read(workdir / "config.json", {}).get("run"), results.get("run"))
     except (FileNotFoundError, DamageError):
@@ -161,10 +166,13 @@ def is_of_this_run(workdir: Path, results: Mapping[str, Any]) -> bool:
 
 
 def agreed_name(name: str) -> str:
-    """Return in every process a name, or hash, that process 0 knows; every process of the run must call this.
+    """Broadcast a name of a run, or a hash, from process 0 to all processes; every process of the run must call this.
 
     Args:
-        name: `NAME_DIGITS` hexadecimal digits in process 0, or empty; in other processes it is replaced.
+        name: `NAME_DIGITS` hexadecimal digits, or ''; only the value in process 0 counts.
+
+    Returns:
+        The name in process 0.
     """
     if jax.process_count() == 1:
         return name
@@ -180,16 +188,16 @@ def check_same_parts(workdir: Path, source: str) -> None:
 
     Args:
         workdir: folder of the run.
-        source: file path of the Python file; empty: none.
+        source: file path of the Python file, or '' if there is none.
 
     Raises:
-        ConfigError: it has changed.
+        ConfigError: the file has changed.
     """
     _require_same_parts(workdir, saved_record(workdir), source)
 
 
 def meet() -> None:
-    """Wait until every process of the run is here, such as before process 0 writes what the others have read."""
+    """Wait until every process of the run has called this, such as before process 0 rewrites files that others read."""
     agreed_name("")
 
 
@@ -214,7 +222,8 @@ def _earlier_records(old: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
     """Return the contents of config.json and results.json of a finished run, by file name; empty if it is not finished.
 
-    They are written again if the run is repeated and nothing has to be trained: the record names what trained it.
+    If a finished run is repeated and nothing has to be trained, these contents are written again, so that the record
+    still describes how the models were trained.
     """
     names = ("config.json", "results.json")
     with contextlib.suppress(FileNotFoundError, DamageError):
@@ -225,7 +234,7 @@ def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
 
 
 def _keep_results(workdir: Path, steps: int) -> None:
-    """Rename the results of a finished run that is continued to another number of steps."""
+    """Rename results.json to results-STEPS.json if a finished run is continued to another number of steps."""
     with contextlib.suppress(FileNotFoundError, DamageError):  # damaged results are made again
         finished = seal.read(workdir / "results.json", {"config": dict})["config"].get("steps")
         if finished != steps:
@@ -243,11 +252,12 @@ def locked(
 
     Args:
         folder: the folder.
-        option, cure: argument of the command that names the folder, and what helps if it cannot be written.
-        wait: wait until no other process holds the lock.
+        option: argument of the command that names the folder, for error messages.
+        cure: advice for the error message if the folder cannot be written.
+        wait: if True, wait until no other process holds the lock.
 
     Raises:
-        ConfigError: another process holds the lock, and `wait` is not set; or the folder cannot be written.
+        ConfigError: another process holds the lock, and `wait` is False; or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

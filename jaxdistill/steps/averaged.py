@@ -106,9 +106,9 @@ def averaged(
 
 
 def moving_average(old: PyTree, new: PyTree, momentum: Array) -> PyTree:
-    """Compute `momentum * old + (1 - momentum) * new` for each array, in the dtype of `old`.
+    """Compute the moving average `momentum * old + (1 - momentum) * new` for each array of a pytree.
 
-    Arrays of integers are copied from `new`.
+    The result has the dtype of `old`. Arrays of integers are copied from `new`.
     """
 
     def each(a: Array, b: Array) -> Array:

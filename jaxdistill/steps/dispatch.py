@@ -21,9 +21,9 @@ def dispatch_rows(
     key: Array,
     block: int = 8,
 ) -> Outputs:
-    """Compute the logits of each row (example) by the teacher that is selected for this row.
+    """Compute the logits of each row (example) by running only the teacher that is selected for it.
 
-    The rows are sorted by teacher and cut into blocks of `block` rows, so that each block needs only one teacher. At
+    The rows are sorted by teacher and split into blocks of `block` rows, so that each block needs only one teacher. At
     most `batch + teachers * block` rows are computed, whatever the choice.
 
     Args:

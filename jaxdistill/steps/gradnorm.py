@@ -61,11 +61,11 @@ def gradnorm(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        alpha: how strongly losses that fall slowly are favoured; 0: all gradients get the same norm.
-        layer: regular expression for the names of the student's parameters whose gradients are measured; "": all
+        alpha: how strongly losses that fall slowly are favoured; 0 gives all gradients the same norm.
+        layer: regular expression for the names of the student's parameters whose gradients are measured; "" means all
             parameters. The paper uses the last layer that the tasks share.
-        terms: names of the losses whose weights are learned; (): all losses. Losses that are not named keep the weights
-            of the config.
+        terms: names of the losses whose weights are learned; () means all losses. Losses that are not named keep the
+            weights of the config.
 
     Raises:
         ValueError: `alpha` is negative, or the config has no loss of such a name; when the train state is initialised,

@@ -48,7 +48,7 @@ class LearnerInit(Protocol):
         extra: Variables = NO_VARIABLES,
         /,
     ) -> TrainState:
-        """Initialise the train state; `extra` has further entries of params and state."""
+        """Create the train state; `start` replaces random arrays of the student, and `extra` adds params and state."""
 
 
 class Learner(NamedTuple):
@@ -174,11 +174,11 @@ def combine(trees: Mapping[str, PyTree], weights: Mapping[str, Array]) -> PyTree
 
 
 def select_terms(objective: Objective, terms: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the loss terms that a training step weights, in the order of the objective.
+    """Check the names of the loss terms that a training step weights, and return them in the order of the objective.
 
     Args:
         objective: the objective, which has the loss terms.
-        terms: the names to select; (): all terms.
+        terms: the names to select; () means all terms.
 
     Raises:
         ValueError: the objective has no term of such a name, or a name is given twice.

@@ -72,9 +72,10 @@ def meta(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        learns: what the quiz trains: "teachers"; "weights", a factor on the weight of each loss; "temperature", one
-            factor on the temperatures of all losses. Each is stored as the entry of this name in `TrainState.params`.
-        inner_steps: K; it must divide the batch size.
+        learns: names of what the quiz trains: "teachers", the teachers' params; "weights", a factor on the weight of
+            each loss; "temperature", one factor on the temperatures of all losses. Each is stored as the entry of this
+            name in `TrainState.params`.
+        inner_steps: number K of updates of the copy; it must divide the batch size.
         inner_lr: learning rate of the K updates of the copy.
 
     Raises:
@@ -143,12 +144,12 @@ def meta(
 
 
 def _quiz_metrics(quiz: Mean, gradient: PyTree, learned: Mapping[str, PyTree]) -> dict[str, Mean]:
-    """Collect the metrics of the quiz: quiz loss, norm of the gradient, and the learned temperature factor, if any.
+    """Collect the metrics of the quiz (held-out labelled examples): loss, gradient norm and learned temperature factor.
 
     Args:
         quiz: the mean loss of the updated student on the quiz.
         gradient: the gradient of the quiz loss with respect to what is learned.
-        learned: the learned params by name; `temperature` is the logarithm of the factor.
+        learned: the learned params by name; `temperature`, if present, is the logarithm of the factor.
     """
     one = jnp.ones(())
     metrics = {"quiz/loss": quiz, "quiz/slope": Mean(optax.tree.norm(gradient), one)}
@@ -157,7 +158,7 @@ def _quiz_metrics(quiz: Mean, gradient: PyTree, learned: Mapping[str, PyTree]) -
 
 
 def _with_temperature_factor(run_models: RunModels) -> RunModels:
-    """Wrap a function that runs the models, so that the signals get the learned temperature factor, if there is one."""
+    """Wrap a function that runs the models, so that `Signals.temperature` is the learned factor, if there is one."""
 
     def run(
         student: Model,
@@ -185,7 +186,7 @@ def _with_temperature_factor(run_models: RunModels) -> RunModels:
 def _split_rows(batch: PyTree, count: int) -> PyTree:
     """Split a batch into `count` parts, `[rows, ...] -> [count, rows / count, ...]`.
 
-    A part has every count-th row, so that all devices hold rows of each part.
+    Part i has the rows i, i + count, i + 2 count, ..., so that all devices hold rows of each part.
 
     Raises:
         ValueError: `count` does not divide the number of rows.

@@ -57,9 +57,9 @@ def mgda(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        normalize: "norm": choose alpha for the gradients g_k / ||g_k||; "none": choose alpha for the gradients g_k.
-        terms: names of the losses to combine; (): all losses. Gradients of losses that are not named are added with
-            alpha 1.
+        normalize: "norm" chooses alpha for the gradients g_k / ||g_k||; "none" chooses alpha for the gradients g_k.
+        terms: names of the losses to combine; () means all losses. Gradients of losses that are not named are added
+            with alpha 1.
 
     Raises:
         ValueError: the config has no loss of such a name.

@@ -62,7 +62,7 @@ def mutual(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        terms: names of the losses that the teachers minimise; (): all losses of the config.
+        terms: names of the losses that the teachers minimise; () means all losses of the config.
 
     Raises:
         ValueError: there is no teacher, or the config has no loss of such a name; when the train state is initialised,
@@ -115,14 +115,14 @@ def mutual(
 
 
 def _others[T](k: int, members: Sequence[T]) -> tuple[T, ...]:
-    """Return all members but member k."""
+    """Return a tuple of all members (student and teachers that learn from each other) but member k."""
     return (*members[:k], *members[k + 1 :])
 
 
 def _as_student(ts: TrainState, k: int) -> TrainState:
-    """Return the train state in which member k is the student, with a PRNG key of its own.
+    """Return the train state in which member k takes the place of the student, with its own PRNG key.
 
-    Member 0 is the student, member k > 0 is teacher k - 1.
+    Members are the models that learn from each other: member 0 is the student, member k > 0 is teacher k - 1.
     """
 
     def roles(tree: ByRole) -> dict[str, PyTree]:
@@ -133,9 +133,9 @@ def _as_student(ts: TrainState, k: int) -> TrainState:
 
 
 def _merge_members(by_member: Sequence[ByRole]) -> dict[str, PyTree]:
-    """Merge each member's values into one tree of params or state; the inverse of `_as_student`.
+    """Merge the params (or states) of all members into one dict by role; the inverse of `_as_student`.
 
-    The first member is the student, the others are the teachers.
+    Members are the models that learn from each other. The first is the student, the others are the teachers.
     """
     first, *others = by_member
     peers = tuple({role: member[role] for role in EXTRA_ROLES} for member in others)

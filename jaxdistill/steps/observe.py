@@ -32,7 +32,7 @@ class RunModels(Protocol):
         step: Array,
         key: Key,
     ) -> tuple[dict[str, Signals], State]:
-        """Return the inputs of the loss terms by stream, and the student's new state."""
+        """Return the inputs of the loss terms by stream (source of batches), and the student's new state."""
 
 
 def step_key(ts: TrainState) -> Key:
@@ -135,7 +135,7 @@ def observe_with_gradients(
 def step_metrics(
     means: Mapping[str, Mean], loss: Array, gradient: PyTree, weights: Mapping[str, Array] = MappingProxyType({})
 ) -> dict[str, Mean]:
-    """Collect the metrics of a training step: `loss`, `terms/NAME` of each loss term, `weights/NAME`, and `grad_norm`.
+    """Collect a step's metrics in a dict: `loss`, `grad_norm`, and for each loss term `terms/NAME` and `weights/NAME`.
 
     Args:
         means: mean of each loss term over the global batch, by the term's name.

@@ -17,7 +17,8 @@ from jaxdistill.losses.term import mean_over_positions, precise
 def init_probes(outputs: Outputs, layers: Sequence[int]) -> PyTree:
     """Initialise a linear classifier (probe) for each of the given teacher layers.
 
-    All values are zeros, so at first each probe predicts the uniform distribution.
+    The result is a tuple of `{"kernel": [width, classes], "bias": [classes]}`, one dict for each layer. All values are
+    zeros, so at first each probe predicts the uniform distribution.
 
     Args:
         outputs: the teacher's outputs; the shapes of its hidden states and logits are used.

@@ -29,7 +29,7 @@ def init_teacher_params(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
 
 
 def current_teachers(params: Mapping[str, PyTree], frozen: Sequence[Variables]) -> tuple[Variables, ...]:
-    """Return the teachers' variables, with the current params if the teachers are trained, else the frozen ones.
+    """Return the variables of each teacher, with the current params if teachers are trained, else the frozen params.
 
     Args:
         params: params of the train state; if teachers are trained, `params["teachers"]` has the params of each teacher.
@@ -65,14 +65,14 @@ def quiz_loss(model: Model, values: Variables, rows: Mapping[str, Array], key: A
         key: PRNG key of the model.
 
     Returns:
-        This device's sum divided by the number of unmasked examples on all devices, to be differentiated; and the mean
-        over all devices.
+        A tuple of this device's share of the mean, to be differentiated (the sum of its cross-entropies, divided by the
+        number of unmasked examples on all devices); and the mean over all devices.
     """
     return shared_mean(cross_entropy_of_rows(model, values, rows, key), rows["mask"])
 
 
 def update_roles(parts: Learner, ts: TrainState, gradient: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Apply one optimiser update to some entries of `TrainState.params`, and return the new values of these entries.
+    """Apply one optimiser update to some entries of `TrainState.params`, and return these entries as a dict.
 
     Args:
         parts: the functions of the training step, which include the optimiser.

@@ -131,7 +131,7 @@ def replay(
 
 
 def draw_rows(buffer: Buffer, key: Array, count: int) -> Buffer:
-    """Draw `count` examples from a replay buffer, uniformly and with replacement.
+    """Draw `count` examples from a replay buffer, uniformly and with replacement, and return them as a `Buffer`.
 
     If the buffer is empty, the mask of the drawn examples is 0.
     """

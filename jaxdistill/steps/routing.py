@@ -67,7 +67,7 @@ def routing(
     hard: bool = False,
     probes: tuple[int, ...] = (),
 ) -> Step:
-    """Build the routing step: a gate (network) weights the frozen teachers for each example and is trained on labels.
+    """Build the routing step: a gate network, trained on labels, weights the frozen teachers for each example.
 
     The student learns from the teachers with the gate's weights w_k. The gate's params are stored as
     `TrainState.params["fusion"]`.
@@ -75,10 +75,10 @@ def routing(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        by: the gate's loss for label y: "calibration": -log sum_k w_k p_k(y), with teacher k's probability p_k; "quiz":
-            the cross-entropy of the student after one update with the weights w_k; "reinforce": -(log p_k(y) - mean)
-            log w_k for a teacher k drawn by w_k, divided by the standard deviation. The labelled examples are the
-            stream (named source of batches) `quiz` for "quiz", otherwise the stream `calibration`.
+        by: the gate's loss for label y. "calibration" is -log sum_k w_k p_k(y), with teacher k's probability p_k.
+            "quiz" is the cross-entropy of the student after one update with the weights w_k. "reinforce" is -(log
+            p_k(y) - mean) log w_k for a teacher k drawn by w_k, divided by the standard deviation. The labelled
+            examples are the stream (named source of batches) `quiz` for "quiz", otherwise the stream `calibration`.
         floor: minimum entropy, in nats, of the gate's mean weights over a batch. If the entropy is lower, the
             difference is added to the gate's loss.
         inner_lr: learning rate of the student's update for "quiz".
@@ -174,12 +174,12 @@ def _teacher_log_likelihoods(fused: Signals) -> Array:
 
 
 def _mixture_nll(weights: Array, log_p: Array) -> Array:
-    """Compute the mixture's negative log-likelihood of the label, `[*batch]`."""
+    """Compute the label's negative log-likelihood under the weighted mixture of teachers or probes, `[*batch]`."""
     return -jax.nn.logsumexp(log_p, axis=0, b=weights)
 
 
 def _policy_gradient(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
-    """Compute `-(reward - mean) / deviation * log w` for a teacher drawn for each row by its weight w.
+    """Compute the REINFORCE loss `-(reward - mean) / deviation * log w` of each row for a teacher drawn by weight w.
 
     A row is an example, or a token of a text. The reward is the drawn teacher's log-likelihood of the label. Mean and
     standard deviation of the rewards are over the rows of the global batch.
@@ -195,7 +195,7 @@ def _policy_gradient(weights: Array, log_p: Array, mask: Array, key: Array) -> A
 
 
 def _loss_with_entropy_floor(values: Array, weights: Array, mask: Array, floor: float) -> tuple[Array, dict[str, Mean]]:
-    """Compute the mean of the values, plus the amount by which the entropy of the mean weights is below the floor.
+    """Compute the gate's mean loss, plus the amount by which the entropy of its mean weights is below a floor.
 
     Args:
         values: the gate's loss for each row (example or token).

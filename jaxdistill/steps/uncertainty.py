@@ -50,8 +50,8 @@ def uncertainty(
     Args:
         student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
             from the other keys of the config.
-        terms: names of the losses with a variance; (): all losses. Losses that are not named have only the weights of
-            the config.
+        terms: names of the losses with a variance; () means all losses. Losses that are not named have only the weights
+            of the config.
 
     Raises:
         ValueError: the config has no loss of such a name.

@@ -27,9 +27,9 @@ class TeacherConfig(NamedTuple):
 
     name: the teacher's name
     model: spec string of the network: a registered model with its arguments, such as "mlp(widths=(64,), classes=10)"
-    checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty: none
+    checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty if no checkpoint is loaded
     steps: number of training steps, if this run trains the teacher before the student; otherwise 0
-    rules: sharding rules of the parameters; empty: the default rules
+    rules: sharding rules of the parameters; if empty, the default rules are used
     options: values of the teacher's options by key, such as "cache"; an option with an empty value is not set
     seed: random seed of the initial values, if the teacher is trained in this run
     dtype: dtype of the network's computations
@@ -46,27 +46,27 @@ class TeacherConfig(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The key of this section in the config, such as `teachers.big`, for error messages."""
+        """Return the config key of this teacher's section, such as `teachers.big`, for error messages."""
         return f"teachers.{self.name}"
 
     @property
     def trained_here(self) -> bool:
-        """Return whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
+        """Return whether this run trains the teacher before the student: `steps` is set, and no checkpoint is."""
         return bool(self.steps) and not self.checkpoint
 
     def set_options(self) -> list[tuple[Option, Any]]:
-        """Return pairs (option, value) of the options that the config sets for this teacher, in order of `OPTIONS`."""
+        """Return the options that are set for this teacher, as a list of pairs `(Option, value)` in a fixed order."""
         return [(option, self.options[option.key]) for option in OPTIONS if self.options.get(option.key)]
 
     def lacks(self, capability: Capability) -> tuple[str, str] | None:
-        """Return why a capability is missing: the first option of this teacher that excludes it, and the reason.
+        """Return which option takes a capability from this teacher, and why; None if the teacher has the capability.
 
         Args:
             capability: name of the capability, such as "training" (this run can train the teacher) or "gradients"
                 (losses can read gradients of the teacher's outputs).
 
         Returns:
-            The key of the option and the reason, for an error message; None if the teacher has the capability.
+            `(key of the option, reason)` for an error message, from the first such option; or None.
         """
         for option, value in self.set_options():
             lacks: Lacks = option.lacks(value)
@@ -75,11 +75,11 @@ class TeacherConfig(NamedTuple):
         return None
 
     def devices(self) -> int:
-        """Return the number of devices that the teacher's options reserve for the teacher alone."""
+        """Return the number of devices that are reserved for this teacher alone, by options such as `placement`."""
         return sum(option.devices(value, f"{self.path}.{option.key}") for option, value in self.set_options())
 
     def check_specs(self) -> None:
-        """Check the spec strings of the model and of the options, without reading any data.
+        """Check the spec strings of the teacher's model and options, such as "mlp(widths=(64,))"; no data are read.
 
         Raises:
             ConfigError: a name or an argument in a spec string is wrong.
@@ -94,9 +94,9 @@ def build(config: TeacherConfig, context: Context, live: bool = False) -> Teache
 
     Args:
         config: the teacher's section of the config.
-        context: the data, mesh and settings of the run that options may read.
-        live: True: leave out the options "cache" and "placement" (own devices), which only change how the teacher's
-            outputs reach the student. A cache is computed with the live teacher.
+        context: the data, mesh and settings of the run, which the options read.
+        live: if True, ignore the options "cache" and "placement" (own devices), which only change how the teacher's
+            outputs reach the student. The outputs that a cache stores are computed with such a live teacher.
 
     Raises:
         ConfigError: a spec string or the value of an option is wrong; the message names the key of the config.
@@ -124,16 +124,18 @@ def build(config: TeacherConfig, context: Context, live: bool = False) -> Teache
 def allocate_devices(
     configs: Mapping[str, TeacherConfig], devices: tuple[jax.Device, ...]
 ) -> dict[str, tuple[jax.Device, ...]]:
-    """Assign devices to the teachers that reserve some, each device to at most one teacher, from the end of `devices`.
+    """Divide the devices of a run between the student and those teachers that run on their own devices.
 
-    The caller must have checked that some devices are left for the student.
+    Each teacher gets the number of devices that its config reserves, from the end of `devices`. No device has two
+    models. The caller must have checked that some devices are left for the student.
 
     Args:
         configs: settings of the teachers, by teacher name.
         devices: all devices of the run.
 
     Returns:
-        The devices of each teacher by name, and the student's devices, which are all others, under the key "".
+        A dict: the devices of each teacher by teacher name, and all remaining devices, the student's, under the key "".
+        A teacher that reserves none has an empty tuple.
     """
     remaining, by_teacher = devices, {}
     for name, config in configs.items():

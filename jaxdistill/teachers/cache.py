@@ -32,22 +32,25 @@ def outputs(
     layers: tuple[int, ...] = (),
     features: bool = False,
 ) -> Encoding:
-    """Describe a cache of a teacher's outputs on disk: its folder, which outputs it holds, and their dtype.
+    """Keep a teacher's outputs in a cache on disk, which runs read instead of running the teacher's network.
+
+    The command `jaxdistill cache` writes it. The arguments say where the cache is, which outputs it stores, and in
+    which dtype.
 
     Args:
         folder: folder of the cache.
         dtype: dtype of the stored values. With float32, a teacher's stored outputs equal those of a teacher that runs
             beside the student, to the bit.
-        top: store only this many of the largest logits, and the total probability of all other classes; 0: all logits.
-            With `top` in float16, a logit takes 4 bytes with its class number. All logits of the test examples are
-            stored in any case, for the evaluation.
-        layers: numbers of the hidden states to store; 0 is the embedding.
+        top: store only this many of the largest logits, and the total probability of all other classes; 0 stores all
+            logits. With `top` in float16, a logit takes 4 bytes with its class number. All logits of the test examples
+            are stored in any case, for the evaluation.
+        layers: indices of the hidden states to store; 0 is the embedding.
         features: store the inputs of the teacher's head instead of logits, and the head once. The logits of all
             classes are multiplied out in the student's step, chunk by chunk; in float32 they are exact. For language
             models.
 
     Raises:
-        ValueError: there is no folder, `top` or a layer is negative, or both `top` and `features` are set.
+        ValueError: `folder` is empty, `top` or a layer is negative, or both `top` and `features` are set.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers) or (features and top):
         values = f"folder={folder!r}, top={top}, layers={layers}, features={features}"
@@ -57,15 +60,19 @@ def outputs(
 
 @caches.register
 def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Encoding:
-    """Describe a cache of classes drawn from softmax(teacher logits / temperature), on disk, 2 bytes each.
+    """Keep classes sampled from softmax(teacher logits / temperature) in a cache on disk, with 2 bytes per sample.
 
-    The frequencies of the drawn classes replace the teacher's probabilities. The gradient of the loss `kd` is unbiased.
+    Runs read the cache instead of running the teacher's network. The frequencies of the sampled classes replace the
+    teacher's probabilities. The gradient of the loss `kd` is unbiased.
 
     Args:
-        folder: folder of the cache.
-        count: number of draws for each example (or token). For the test examples, all logits are stored instead, in
+        folder: folder of the cache, which `jaxdistill cache` writes.
+        count: number of samples for each example (or token). For the test examples, all logits are stored instead, in
             float16.
-        temperature: temperature of the distribution that classes are drawn from; it must equal that of the loss.
+        temperature: temperature of the distribution that is sampled; it must equal that of the loss.
+
+    Raises:
+        ValueError: `folder` is empty, `count` is below 1, or `temperature` is not positive.
     """
     if not folder or count < 1 or temperature <= 0:
         values = f"folder={folder!r}, count={count}, temperature={temperature}"
@@ -74,20 +81,20 @@ def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Encoding:
 
 
 def parse_encoding(value: str, path: str) -> Encoding:
-    """Parse the option `cache` of a teacher, which defines what is stored and in which format.
+    """Parse the value of a teacher's option `cache` into an `Encoding`: the cache folder and the storage format.
 
     Args:
-        value: value of the option, such as "outputs(folder='...')".
+        value: spec string of the cache, such as "outputs(folder='...')".
         path: key of the config for error messages, such as `teachers.big.cache`.
     """
     return caches.build(value, path)
 
 
 def store_folder(encoding: Encoding, stream: str) -> Path:
-    """Return the folder inside a cache that holds a teacher's stored outputs on one stream (a named source of batches).
+    """Return the subfolder of a cache that holds the teacher outputs of one stream (a named source of batches).
 
     Args:
-        encoding: the format of the cache, which includes the folder of the cache.
+        encoding: folder and storage format of the cache.
         stream: name of the stream, or `TEST` for the test examples.
     """
     return Path(encoding.folder).expanduser() / stream
@@ -100,16 +107,16 @@ def prefix_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedTeacher(Teacher):
-    """A teacher whose outputs were stored on disk before the run, and are read and added to the batches.
+    """A teacher whose outputs were stored on disk before the run; the run reads them and adds them to the batches.
 
     The field `network` is a model that takes these outputs from the batch; see `decoding_model`.
 
     Args:
         encoding: folder and format of the stored outputs
-        stores: description of the stored outputs for each stream (a named source of batches) by name, and for the test
-            examples under `TEST`
-        by_row: names of the streams with random augmentation, whose outputs are stored for every augmented example in
-            the order of training; for other streams, they are stored for every example of the data set
+        stores: description of the stored outputs (`StoreManifest`) of each stream (a named source of batches) by name,
+            and of the test examples under `TEST`
+        by_row: names of the streams with random augmentation. Their outputs are stored for every augmented example in
+            the order of training. The outputs of other streams are stored for every example of the data set
     """
 
     encoding: Encoding
@@ -118,21 +125,23 @@ class CachedTeacher(Teacher):
 
     @property
     def trained_here(self) -> bool:
-        """Return whether this run trains the teacher: always False, because the outputs were stored before the run."""
+        """Return False: this run does not train the teacher, whose outputs were stored before the run."""
         return False
 
     @property
     def runs(self) -> bool:
-        """Return whether the teacher's network runs in this run: never, because its outputs are read from disk."""
+        """Return False: this run does not apply the teacher's network, because it reads the outputs from disk."""
         return False
 
     @property
     def has_values(self) -> bool:
-        """Return whether all parameters exist when the student's training begins: always, they are in the cache."""
+        """Return True: a cached teacher needs no parameters but those of its head, which the cache holds."""
         return True
 
     def delivered(self) -> Variables:
-        """Return the head of the teacher's network, if its features were stored; otherwise nothing.
+        """Return the parameters of the teacher's head (last layer) if features are cached; else empty variables.
+
+        The student's training step multiplies the cached features by this head.
 
         Raises:
             DamageError: the file with the head is missing, has changed, or belongs to another teacher.
@@ -142,7 +151,7 @@ class CachedTeacher(Teacher):
         return self.shard(Variables(read_head(self.encoding, self.stores["train"]), {}))
 
     def fields(self, stream: str) -> Fields:
-        """Return the shape and dtype of each field of stored outputs that is added to an example, by field name.
+        """Return the fields of cached outputs that are added to an example: a dict from field name to (shape, dtype).
 
         Args:
             stream: name of the stream (a named source of batches), or `TEST` for the test examples.
@@ -150,7 +159,7 @@ class CachedTeacher(Teacher):
         return {f"{prefix_of(self.name)}{name}": field for name, field in self.stores[stream].fields.items()}
 
     def stored(self, stream: str) -> StoredFields:
-        """Open the stored outputs on a stream (a named source of batches), and check that every file is complete.
+        """Open the cached teacher outputs of a stream (a named source of batches), and check that no file is damaged.
 
         Args:
             stream: name of the stream, or `TEST` for the test examples.
@@ -171,9 +180,9 @@ class CachedTeacher(Teacher):
         return StoredFields(Records(_Prefixed(store, prefix_of(self.name)), None), stream in self.by_row)
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
-        """Return the cost of the teacher's original network, as measured when its outputs were stored.
+        """Return the cost of the teacher's original network, which was measured when its outputs were stored.
 
-        The cost has parameters, bytes and FLOPs, of a forward pass on one example.
+        The result is a dict with `parameters`, `bytes` and `flops` of a forward pass on one example.
 
         Args:
             variables: unused.
@@ -185,7 +194,7 @@ class CachedTeacher(Teacher):
 
 
 class _Prefixed:
-    """A view of a store that adds a prefix to the names of its fields."""
+    """A wrapper of a store (cached teacher outputs) that adds a prefix to the names of the fields of its rows."""
 
     def __init__(self, store: Store, prefix: str):
         self._store, self._prefix = store, prefix
@@ -201,7 +210,7 @@ class _Prefixed:
 
 
 def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
-    """Return a teacher that reads its outputs from a cache on disk, in place of a teacher that runs its network.
+    """Replace a teacher that runs its network by a `CachedTeacher`, which reads its outputs from a cache on disk.
 
     Only the description of the stored outputs is read now, and compared with what the run needs.
 
@@ -241,7 +250,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
 
 
 def entries_needed(data: Pipeline, name: str, steps: int) -> int:
-    """Return the number of teacher outputs that a run reads from the cache of one stream (a named source of batches).
+    """Return the number of examples for which the cache of a stream (a named source of batches) needs teacher outputs.
 
     Without random augmentation, this is the number of examples in the data set, because every epoch has the same
     inputs. With random augmentation, every example of every training batch is a new input: `steps * batch_size`.

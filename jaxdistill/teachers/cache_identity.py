@@ -24,11 +24,11 @@ WRITE = "Write it: jaxdistill cache --config ... (the same config)"
 
 
 def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
-    """Return the storage format of a teacher's outputs on one stream (a named source of batches).
+    """Return the storage format (`Encoding`) of a teacher's outputs on one stream (a named source of batches).
 
-    For the test examples, all logits are stored instead of the largest ones or draws. The probability of classes that
-    are not stored would be spread evenly, which makes evaluation inaccurate: with the 128 largest of 7,312 logits,
-    SmolLM2's loss on the Bible would be 3.35 instead of 3.21 nats a token.
+    For the test examples, all logits are stored instead of the largest ones or sampled classes. The probability of
+    classes that are not stored would be spread evenly, which makes evaluation inaccurate: with the 128 largest of 7,312
+    logits, SmolLM2's loss on the Bible would be 3.35 instead of 3.21 nats a token.
 
     Args:
         encoding: the format in the config.
@@ -38,14 +38,14 @@ def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
 
 
 def read_description(folder: Path) -> StoreManifest:
-    """Read the description of stored outputs, and check the types of the fields that are used.
+    """Read the description file (manifest) of cached teacher outputs, and check the types of its entries.
 
     Args:
-        folder: folder of one stream inside a cache.
+        folder: subfolder of a cache, which holds the outputs of one stream (a named source of batches).
 
     Raises:
-        StoreError: there is none.
-        DamageError: it is damaged.
+        StoreError: the folder has no description file.
+        DamageError: the description file is damaged.
     """
     manifest = read_manifest(folder)
     for key, kind in {"identity": dict, "cost": dict, "classes": int, "states": int}.items():
@@ -55,10 +55,10 @@ def read_description(folder: Path) -> StoreManifest:
 
 
 def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) -> dict[str, Any]:
-    """Return everything that a teacher's stored outputs on a stream (a named source of batches) depend on.
+    """Return the identity of a teacher's cached outputs on a stream (a named source of batches): all they depend on.
 
-    Examples are a hash of the weights and the augmentation. The result is saved with the outputs, and a run refuses
-    outputs with another saved result.
+    The identity is a dict of JSON values, such as a hash of the teacher's weights and the augmentation. It is saved
+    with the outputs. A run refuses cached outputs whose saved identity differs from the one that it computes.
 
     Args:
         teacher: the teacher that runs its network.
@@ -98,10 +98,10 @@ def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) ->
 
 
 def _selected(data: Pipeline) -> dict[str, Any]:
-    """Identify the selection and the order of the training records.
+    """Return a dict that identifies which training records are used, and in which order.
 
-    The result has the spec of the selection, the identities of the caches that the selection reads, and the spec of the
-    order; it is empty if all records are used in shuffled order.
+    It has the spec string of the selection, the identities of the caches that the selection reads, and the spec string
+    of the order. It is empty if all records are used in shuffled order.
     """
     order = {"order": data.order} if data.order else {}
     if data.selection is None:
@@ -115,11 +115,14 @@ def _selected(data: Pipeline) -> dict[str, Any]:
 
 
 def drop_unrecorded(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the entries that an earlier version did not record.
+    """Remove from a cache identity the entries that an earlier version of jaxdistill did not record.
+
+    Caches of earlier versions can then be compared, and used. An identity is a dict of all that cached teacher outputs
+    depend on; see `identity`.
 
     Args:
         wanted: the identity of the outputs that a run needs.
-        written: the identity that stored outputs have.
+        written: the identity that is saved with the stored outputs; its missing entries are removed from `wanted`.
     """
     later = {"teacher": ("architecture", "pooling"), "data": ("transforms",)}
     return wanted | {
@@ -129,12 +132,12 @@ def drop_unrecorded(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[
 
 
 def teacher_hash(teacher: Teacher) -> str:
-    """Return a hash of the weights and of the config.json of a teacher; see `weights_hash`."""
+    """Return a hash of a teacher's weights, and after a space that of its config.json if its model is pretrained."""
     return f"{weights_hash(teacher)} {_architecture(teacher).get('architecture', '')}".strip()
 
 
 def _architecture(teacher: Teacher) -> dict[str, str]:
-    """Return hashes of the config.json of a teacher's pretrained model and of how it pools tokens; else nothing."""
+    """Return hashes of a pretrained teacher's config.json and token pooling file; an empty dict for other teachers."""
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained":
         return {}
@@ -149,7 +152,7 @@ def _architecture(teacher: Teacher) -> dict[str, str]:
 
 
 def weights_hash(teacher: Teacher) -> str:
-    """Return a hash of the files with the teacher's weights, and with the teacher's reduced vocabulary if it has one.
+    """Return a SHA-256 hash of a teacher's weights, as text; a reduced vocabulary adds the hash of its token list.
 
     Args:
         teacher: a teacher with a checkpoint or pretrained weights.

@@ -19,13 +19,23 @@ FILE = "head.safetensors"
 
 
 def describe_head(head: Head) -> dict[str, Any]:
-    """Return a head's shapes, dtypes and constants as JSON values, for the manifest of a store; see `head_of`."""
+    """Convert the description of a teacher's head (its last layer) to a dict of JSON values; inverse of `head_of`.
+
+    The dict has shape and dtype of kernel and bias, and the constants `cap` and `tied`. It is saved in the manifest
+    (description file) of cached outputs.
+    """
     entry = lambda x: None if x is None else [list(x.shape), str(x.dtype)]
     return {"kernel": entry(head.kernel), "bias": entry(head.bias), "cap": head.cap, "tied": head.tied}
 
 
 def head_of(manifest: StoreManifest, folder: Path) -> Head:
-    """Invert `describe_head`, from the manifest of a store in a folder.
+    """Read the description of a teacher's head (its last layer) from the manifest of cached outputs.
+
+    The manifest (description file) has the dict that `describe_head` returned.
+
+    Args:
+        manifest: the manifest.
+        folder: folder of the manifest, for error messages.
 
     Raises:
         DamageError: the manifest does not describe a head.
@@ -41,11 +51,13 @@ def head_of(manifest: StoreManifest, folder: Path) -> Head:
 
 
 def write_head(encoding: Encoding, manifest: StoreManifest, arrays: Mapping[str, Array]) -> None:
-    """Write the arrays of a head to the cache, in float32, which holds every value of bfloat16 and float16.
+    """Write the arrays of a teacher's head (its last layer) to the cache, as head.safetensors.
+
+    They are stored in float32, which holds every value of bfloat16 and float16.
 
     Args:
-        encoding: the format, which includes the folder of the cache.
-        manifest: manifest of a store of the cache, whose identity the file is sealed with.
+        encoding: folder and storage format of the cache.
+        manifest: description of the cached outputs; the identity of the teacher in it is saved beside the file.
         arrays: kernel and bias, by name.
     """
     from safetensors.numpy import save_file
@@ -57,11 +69,13 @@ def write_head(encoding: Encoding, manifest: StoreManifest, arrays: Mapping[str,
 
 
 def read_head(encoding: Encoding, manifest: StoreManifest) -> dict[str, np.ndarray]:
-    """Read the arrays of a head, by name, in the dtypes that the teacher computes with.
+    """Read a teacher's head (its last layer) from the cache: `kernel` and, if it has one, `bias`, by name.
+
+    The arrays are converted from float32 to the dtypes that the teacher computes with.
 
     Args:
-        encoding: the format, which includes the folder of the cache.
-        manifest: manifest of a store of the cache.
+        encoding: folder and storage format of the cache.
+        manifest: description of the cached outputs, with the shapes and dtypes of the head.
 
     Raises:
         DamageError: the file is missing, has changed, or belongs to another teacher.
@@ -83,7 +97,7 @@ def read_head(encoding: Encoding, manifest: StoreManifest) -> dict[str, np.ndarr
 
 
 def is_written(encoding: Encoding, manifest: StoreManifest) -> bool:
-    """Return True if the cache holds the head, undamaged."""
+    """Return whether the cache already holds the file of the teacher's head (its last layer), undamaged."""
     try:
         seal.check_file(_file(encoding), _owner(manifest))
     except (FileNotFoundError, DamageError) as error:

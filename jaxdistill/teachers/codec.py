@@ -47,9 +47,9 @@ class Encoding(NamedTuple):
 
     folder: folder of the cache; empty if outputs are sent
     dtype: dtype of logits and hidden states
-    top: keep only this many of the largest logits; 0: all
-    layers: numbers of the hidden states that are kept; 0 is the embedding
-    draws: keep this many classes, drawn at random for each example or token, instead of logits; 0: keep logits
+    top: keep only this many of the largest logits; 0 keeps all logits
+    layers: indices of the hidden states that are kept; 0 is the embedding
+    draws: keep this many classes, drawn at random for each example or token, instead of logits; 0 keeps logits
     temperature: T of the distribution softmax(logits / T) from which classes are drawn
     features: keep the features of a factored head instead of logits
     """
@@ -64,10 +64,10 @@ class Encoding(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The last layer of a teacher whose features are kept: shapes and dtypes of its arrays, and its constants.
+    """The description of a teacher's head (its last layer), if the features before it are kept instead of logits.
 
-    kernel, bias: as in `Factored`; bias may be None
-    cap, tied: as in `Factored`
+    kernel, bias: shapes and dtypes of the arrays, as in `Factored`; bias is None if the head has none
+    cap, tied: constants, as in `Factored`
     """
 
     kernel: jax.ShapeDtypeStruct
@@ -77,13 +77,13 @@ class Head(NamedTuple):
 
 
 def head_shapes(outputs: Any) -> Head:
-    """Return the head of a teacher's outputs.
+    """Return shapes, dtypes and constants of a teacher's head (its last layer), from the shapes of its outputs.
 
     Args:
         outputs: shapes of the teacher's outputs for a batch.
 
     Raises:
-        ValueError: the logits are no product of features and a kernel.
+        ValueError: the logits are not a product of features and a kernel (`Factored`).
     """
     head = outputs.logits
     if not isinstance(head, Factored):
@@ -93,7 +93,9 @@ def head_shapes(outputs: Any) -> Head:
 
 
 def head_arrays(model: Model, variables: Variables, rows: Shapes, mesh: Mesh) -> dict[str, Array]:
-    """Return kernel and bias of a teacher's head, by name; the network is not run.
+    """Return the arrays of a teacher's head (its last layer): `kernel` and, if it has one, `bias`, by name.
+
+    The network below the head is not run, because XLA removes it from the program.
 
     Args:
         model: the teacher's network.
@@ -113,11 +115,11 @@ def head_arrays(model: Model, variables: Variables, rows: Shapes, mesh: Mesh) ->
 
 
 def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[..., dict[str, Array]]:
-    """Build the forward pass of a teacher, with outputs in the format `encoding`, to be compiled by `jit_evaluate`.
+    """Build a function that runs a teacher on a batch and encodes its outputs; it is compiled by `jit_evaluate`.
 
     Args:
         model: the teacher's network.
-        encoding: format of the outputs.
+        encoding: format of the encoded outputs.
         chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory.
 
     Returns:
@@ -134,16 +136,16 @@ def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[.
 
 
 def encoded_fields(outputs: Any, encoding: Encoding, chunks: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and dtype of each encoded field of one example, by field name.
+    """Return the fields of one example's encoded teacher outputs: a dict from field name to (shape, dtype).
 
     Args:
         outputs: shapes of the teacher's outputs for a batch.
-        encoding: format of the outputs.
+        encoding: format of the encoded outputs.
         chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory.
 
     Raises:
-        ValueError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
-            chunks.
+        ValueError: the teacher lacks a layer of `encoding`, or has no more classes than `encoding.top`; or the sequence
+            does not divide into chunks.
     """
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), outputs.logits.shape[:-1]))
     shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, encoding, keys, chunks), outputs, keys)
@@ -161,8 +163,8 @@ def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -
             than 1 needs `Factored` logits, which are not yet multiplied out.
 
     Raises:
-        ValueError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
-            chunks.
+        ValueError: the teacher lacks a layer of `encoding`, or has no more classes than `encoding.top`; or the sequence
+            does not divide into chunks.
     """
     states = outputs.hidden_states
     for layer in encoding.layers:
@@ -198,7 +200,7 @@ def _encode_pairs(outputs: Outputs, encoding: Encoding) -> dict[str, Array]:
 
 
 def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Array]:
-    """Encode logits `[*batch, classes]` as fields `[*batch, ...]`, by name."""
+    """Encode logits `[*batch, classes]` as a dict of arrays `[*batch, ...]`: all, the largest, or sampled classes."""
     logits = jnp.asarray(logits, jnp.float32)
     size = logits.shape[-1]
     if encoding.draws:
@@ -221,17 +223,19 @@ def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Ar
 def decode(
     encoded: RowsLike, classes: int, states: int, temperature: float = 1.0, head: Factored | None = None
 ) -> Outputs[Any]:
-    """Decode a teacher's outputs from the arrays that `encode` made; logits and hidden states are float32.
+    """Convert the arrays that `encode` made back to a teacher's outputs, with logits and hidden states in float32.
 
     A hidden state that was not kept is None. Classes that were not kept share one logit: their total probability is
     spread evenly over them, or is 0 if classes were drawn.
 
     Args:
-        encoded: the encoded arrays of a batch, by field; of a teacher with two towers, with the batch's `mask` too.
+        encoded: the encoded arrays of a batch, by field. For a teacher with two towers (of images and of texts), the
+            `mask` of the batch is needed too.
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
         temperature: temperature at which classes were drawn, if they were.
-        head: the teacher's head, if features were kept; its own features are replaced.
+        head: the teacher's head (its last layer), if features were kept. The encoded features replace those in `head`;
+            logits are then `Factored`, in the dtype of the kernel.
     """
     hidden = tuple(_float(encoded.get(f"hidden/{layer}")) for layer in range(states))
     if "text" in encoded:
@@ -258,18 +262,19 @@ def _float(x: Array | None) -> Any:
 def decoding_model(
     prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "", head: Head | None = None
 ) -> Model:
-    """Build a model that takes a teacher's encoded outputs from the batch and decodes them.
+    """Build a model that stands for a teacher: it reads the teacher's encoded outputs from the batch and decodes them.
 
-    It has no parameters, unless the features of the teacher's head are kept: then it has the head.
+    The model has no parameters, except if features are kept instead of logits: then its parameters are the teacher's
+    head (last layer).
 
     Args:
         prefix: prefix of the batch fields with the encoded outputs, such as "cached/resnet/".
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
         temperature: temperature at which classes were drawn, if they were.
-        reads: prefix of the batch fields that the teacher's network read, if it has its own tokenizer; empty: it read
+        reads: prefix of the batch fields that the teacher's network read, if it has its own tokenizer; empty if it read
             the same fields as the student.
-        head: shapes of the teacher's head, if features are kept; None: they are not.
+        head: shapes of the teacher's head, if features are kept; None if logits or classes are kept.
     """
 
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:

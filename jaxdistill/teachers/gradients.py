@@ -1,6 +1,6 @@
 """The option `gradients`: make a teacher return gradients of its outputs too, for loss terms that match gradients.
 
-It is not a key of a config: it is set if a loss term needs such gradients.
+This option is not a key of the config. It is set automatically if a loss term needs such gradients.
 """
 
 from jaxdistill.models.derivatives import with_gradients

@@ -15,10 +15,10 @@ from jaxdistill.teachers.teacher import Teacher, checkpoint_of, owner_of
 
 
 def load(teacher: Teacher, rows: Shapes) -> Variables:
-    """Load the parameters and state of a teacher onto its devices, from its checkpoint or its pretrained model.
+    """Load the parameters and state of a teacher onto its device mesh, from its checkpoint or its pretrained model.
 
     Args:
-        teacher: a teacher whose network runs in this run, not a cached one.
+        teacher: a teacher that runs its network in this run (not one whose outputs are cached on disk).
         rows: shapes of the arrays of a batch.
 
     Raises:
@@ -47,10 +47,10 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
 def initialise(teacher: Teacher, rows: Shapes) -> Variables:
     """Initialise the parameters and state of a teacher that is trained together with the student.
 
-    They are drawn at random, except for those that a pretrained model provides.
+    The values are drawn at random, except for those that a pretrained model provides.
 
     Args:
-        teacher: the teacher.
+        teacher: the teacher, with its random seed.
         rows: shapes of the arrays of a batch.
     """
     abstract = teacher.abstract(rows)
@@ -62,7 +62,7 @@ def initialise(teacher: Teacher, rows: Shapes) -> Variables:
 
 
 def checkpoint_error(path: str, checkpoint: str, error: Exception) -> ConfigError:
-    """Return the error to raise if a teacher's checkpoint cannot be used, with the value in the config and the cure.
+    """Return the `ConfigError` for a teacher's checkpoint that cannot be used; its message names value and cure.
 
     Args:
         path: key of the teacher in the config, such as `teachers.big`.

@@ -51,11 +51,12 @@ class Option(NamedTuple):
 
     key: name of the key
     apply: `(teacher, value, context) -> teacher`, where `value` is the value of the key
-    delivers: True: the option changes how the teacher's outputs reach the student; False: it changes the network
-    lacks: `value -> {capability: reason}`: what a teacher with the option cannot do, such as "training", and why
-    devices: `(value, path) -> number`: how many devices to reserve for the teacher; `path` is the key of the config,
-        such as `teachers.big.placement`, for error messages
-    check: `(value, path)`: raises an error if the value is wrong, without reading any data
+    delivers: True if the option changes how the teacher's outputs reach the student; False if it changes the network
+    lacks: `value -> {capability: reason}`, the capabilities that a teacher with the option lacks, such as "training",
+        and why
+    devices: `(value, path) -> number` of devices to reserve for the teacher; `path` is the key of the config, such as
+        `teachers.big.placement`, for error messages
+    check: `(value, path) -> anything`; it raises an error if the value is wrong, without reading any data
     """
 
     key: str

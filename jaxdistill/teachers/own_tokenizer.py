@@ -12,11 +12,11 @@ def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
     Args:
         teacher: the teacher.
         prefix: prefix of the fields, such as "teacher/".
-        context: the data of the run.
+        context: the run, whose data must have such fields.
 
     Raises:
         ConfigError: the tokenization of the data makes no fields with this prefix; or the model is `siamese`, which
-            reads them itself.
+            reads both texts of an example itself.
     """
     if teacher.network.second_text:
         problem = f"{prefix!r}: the model reads both texts of a record itself"

@@ -17,7 +17,7 @@ PAGE = 2**16  # number of classes that 16 bits can encode
 
 
 def draw_classes(logits: Array, keys: Array, count: int) -> Array:
-    """Draw classes from softmax(logits), `[*batch, count]` int32, in rising order and with repetition.
+    """Sample classes from softmax(logits), `[*batch, count]` int32, in rising order and with repetition.
 
     The draws are stratified: one class is drawn in each of `count` equal parts of the cumulative distribution. A class
     of probability p is drawn `count p` times on average, as with independent draws, but with a smaller variance.
@@ -42,13 +42,13 @@ def draw_classes(logits: Array, keys: Array, count: int) -> Array:
 
 
 def draw_keys(records: Array, batch: tuple[int, ...]) -> Array:
-    """Return a PRNG key for each example or token of a batch, `[*batch]`, for `draw_classes`.
+    """Return a PRNG key for each example or token of a batch, `[*batch]`, with which `draw_classes` samples.
 
-    A key depends only on the number of the example in the data set and the position of the token. So the draws do not
+    A key depends only on the index of the example in the data set and the position of the token. So the samples do not
     depend on the other examples of the batch.
 
     Args:
-        records: number in the data set of each example of the batch, `[rows]`.
+        records: index in the data set of each example of the batch, `[rows]`.
         batch: the shape `*batch`: `(rows,)`, or `(rows, length)` for texts.
     """
     keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(0), record))(records)
@@ -58,12 +58,14 @@ def draw_keys(records: Array, batch: tuple[int, ...]) -> Array:
 
 
 def _first_above(mass: Array, cumulative: Array, goal: Array) -> Array:
-    """Return the first index at which the cumulative sum exceeds each goal; never an index with mass 0.
+    """Return for each goal the first index at which the cumulative sum exceeds it, `[..., goals]` int32.
+
+    This is the inverse of a cumulative distribution function. An index of probability 0 is never returned.
 
     Args:
         mass: probabilities, `[..., n]`.
-        cumulative: their cumulative sums, `[..., n]`.
-        goal: `[..., goals]`.
+        cumulative: cumulative sums of the probabilities, `[..., n]`.
+        goal: values to look up in the cumulative sums, `[..., goals]`.
     """
     last = mass.shape[-1] - 1 - jnp.argmax(mass[..., ::-1] > 0, axis=-1)
     index = jnp.sum(cumulative[..., None, :] <= goal[..., None], axis=-1)
@@ -71,14 +73,14 @@ def _first_above(mass: Array, cumulative: Array, goal: Array) -> Array:
 
 
 def logits_of_draws(drawn: Array, classes: int, temperature: float) -> SparseLogits:
-    """Compute logits z from drawn classes, so that softmax(z / temperature) equals the frequencies of the draws.
+    """Compute logits z from sampled classes, so that softmax(z / temperature) equals the frequencies of the samples.
 
     A class that was drawn n times in k draws has `z = temperature * log(n / k)`. A class that was never drawn has -inf.
 
     Args:
         drawn: the k drawn classes in rising order, `[*batch, k]`.
         classes: number of classes.
-        temperature: temperature of the distribution from which they were drawn.
+        temperature: temperature of the distribution from which the classes were drawn.
     """
     count = drawn.shape[-1]
     position = jnp.arange(count, dtype=jnp.int32)
@@ -91,14 +93,14 @@ def logits_of_draws(drawn: Array, classes: int, temperature: float) -> SparseLog
 
 
 def pack_classes(numbers: Array, classes: int) -> dict[str, Array]:
-    """Pack class numbers, sorted in rising order, into 16 bits each.
+    """Pack sorted class indices into 16 bits each, as a dict with the fields `classes` and, if needed, `pages`.
 
-    The field `classes` has the low 16 bits of each number. The high bits follow from the order: the field `pages` has,
-    for each multiple of 65,536 below `classes`, how many of the numbers are smaller. There is no field `pages` with at
-    most 65,536 classes.
+    The field `classes` has the low 16 bits of each index, `[..., k]` uint16. The high bits follow from the order: for
+    each multiple of 65,536 below the number of classes, the field `pages` counts the indices that are smaller than it.
+    With at most 65,536 classes, there is no field `pages`.
 
     Args:
-        numbers: class numbers in rising order, `[..., k]` int32.
+        numbers: class indices in rising order, `[..., k]` int32.
         classes: number of classes.
     """
     pages = PAGE * jnp.arange(1, -(-classes // PAGE))
@@ -110,7 +112,7 @@ def pack_classes(numbers: Array, classes: int) -> dict[str, Array]:
 
 
 def unpack_classes(packed: Mapping[str, Array]) -> Array:
-    """Return the class numbers, `[..., k]` int32, that `pack_classes` packed into 16 bits each.
+    """Return the class indices, `[..., k]` int32, that `pack_classes` packed into 16 bits each.
 
     Args:
         packed: the fields that `pack_classes` returned.

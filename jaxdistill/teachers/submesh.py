@@ -38,7 +38,7 @@ KEY = "placement"
 class Submesh(NamedTuple):
     """The parsed value of a teacher's option `placement`, which runs the teacher on its own devices.
 
-    devices: number of these devices
+    devices: number of devices that are reserved for the teacher
     encoding: format of the outputs that are sent from the teacher's devices to the student's
     """
 
@@ -53,10 +53,14 @@ def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = (), features: 
     Args:
         devices: number of devices, taken from the end of the list of all devices. The examples of a batch and the
             parameters are split over them.
-        top: send only this many of the largest logits, and the total probability of all other classes; 0: all logits.
-        layers: numbers of the hidden states to send; 0 is the embedding.
-        features: send the inputs of the teacher's head instead of logits. The student's devices get a copy of the head
-            once, and multiply the logits out, chunk by chunk. For language models.
+        top: send to the student only this many of the largest logits, and the total probability of all other classes;
+            0 sends all logits.
+        layers: indices of the hidden states to send; 0 is the embedding.
+        features: send the inputs of the teacher's head (its last layer) instead of logits. The student's devices get a
+            copy of the head once, and multiply the logits out, chunk by chunk. For language models.
+
+    Raises:
+        ValueError: `devices` is below 1, `top` or a layer is negative, or both `top` and `features` are set.
     """
     if devices < 1 or top < 0 or any(layer < 0 for layer in layers) or (features and top):
         values = f"devices={devices}, top={top}, layers={layers}, features={features}"
@@ -98,10 +102,10 @@ class SubmeshTeacher(Teacher):
         return self.reader
 
     def fields(self, stream: str) -> Fields:
-        """Return the shape and dtype of each field of teacher outputs that is added to an example, by field name.
+        """Return the fields of teacher outputs that are added to an example: a dict from field name to (shape, dtype).
 
         Args:
-            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+            stream: name of the training stream (a named source of batches), such as "train".
         """
         return {f"{prefix_of(self.name)}{name}": field for name, field in self.sent[stream].items()}
 
@@ -122,9 +126,10 @@ class SubmeshTeacher(Teacher):
         return query
 
     def argument(self, variables: Variables) -> Variables:
-        """Return the variables that the student's training step needs for this teacher, which runs outside it.
+        """Return the variables that the student's training step needs for this teacher, which runs outside the step.
 
-        They are a copy of the teacher's head if its features are sent; otherwise nothing.
+        If features are sent instead of logits, this is a copy of the teacher's head (last layer) on the student's
+        devices. Otherwise it is empty.
 
         Args:
             variables: the teacher's parameters and state.
@@ -140,16 +145,16 @@ def _submesh(value: str, path: str) -> Submesh:
 
 
 def apply(teacher: Teacher, value: str, context: Context) -> Teacher:
-    """Move a teacher from the student's devices to the devices that are reserved for the teacher.
+    """Return a `SubmeshTeacher`, which runs a teacher on its own devices instead of the student's.
 
     Args:
-        teacher: the teacher.
+        teacher: the teacher, placed on the student's devices.
         value: value of the option `placement`, such as "submesh(devices=2)".
         context: the data, devices and settings of the run.
 
     Raises:
-        ConfigError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
-            chunks.
+        ConfigError: the teacher lacks a layer of the option, or has no more classes than its `top`; or the sequence
+            does not divide into chunks.
     """
     path, encoding = f"{teacher.path}.{KEY}", _submesh(value, f"{teacher.path}.{KEY}").encoding
     outputs = {
@@ -191,10 +196,10 @@ OPTION = Option(
 
 
 class QueryPrefetcher:
-    """An iterator over batches that adds the teachers' outputs, and starts to compute them one batch ahead.
+    """An iterator over batches that adds teacher outputs, which it begins to compute one batch ahead.
 
-    It can save its position. The saved position does not include the batch that was computed ahead, so this batch is
-    computed again after a resume.
+    It can save its position. A saved position is that of the last batch that was returned. The batch that was computed
+    ahead is computed again after a resume.
 
     Args:
         batches: iterator over the batches of a stream (a named source of batches), with the methods `get_state()` and
@@ -214,7 +219,7 @@ class QueryPrefetcher:
         return batch
 
     def get_state(self) -> Any:
-        """Return the position after the last batch that was returned, from which `set_state` continues."""
+        """Return the position after the last batch that was returned, so that `set_state` can continue from there."""
         return self._batches.get_state() if self._next is None else self._position
 
     def set_state(self, state: Any) -> None:
@@ -224,10 +229,13 @@ class QueryPrefetcher:
 
 
 def join_queries(queries: Mapping[str, Query]) -> Query:
-    """Return one function that adds the outputs of all teachers to a batch.
+    """Combine the queries of several teachers into one function, which adds the outputs of all teachers to a batch.
 
     Args:
         queries: functions `batch -> {field: teacher output}`, by teacher name.
+
+    Returns:
+        `batch -> batch` with the fields of all teachers added.
     """
 
     def query(batch: Mapping[str, Any]) -> dict[str, Any]:

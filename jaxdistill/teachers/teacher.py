@@ -34,8 +34,8 @@ class Teacher:
         spec: spec string of the network, such as "mlp(widths=(64,), classes=10)"
         network: the model that computes the outputs
         mesh: mesh of the devices that the network runs on
-        rules: sharding rules of the parameters; empty: the default rules
-        checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty: none
+        rules: sharding rules of the parameters; if empty, the default rules are used
+        checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty if no checkpoint is loaded
         steps: number of training steps, if this run trains the teacher before the student; otherwise 0
         seed: random seed of the initial values, if the teacher is trained together with the student
         dtype: dtype of the network's computations
@@ -55,27 +55,27 @@ class Teacher:
 
     @property
     def path(self) -> str:
-        """The key of the teacher's section in the config, such as `teachers.big`, for error messages."""
+        """Return the config key of the teacher's section, such as `teachers.big`, for error messages."""
         return f"teachers.{self.name}"
 
     @property
     def model(self) -> Model:
-        """The model that the student's training step applies to the batch for the teacher's outputs."""
+        """Return the model that the student's training step applies to a batch to get the teacher's outputs."""
         return self.network
 
     @property
     def prefix(self) -> str:
-        """The prefix of the batch fields that the teacher reads if it has its own tokenizer; empty: it has none."""
+        """Return the prefix of the batch fields that a teacher with its own tokenizer reads; otherwise empty text."""
         return self.options.get("reads", "")
 
     @property
     def trained_here(self) -> bool:
-        """Return whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
+        """Return whether this run trains the teacher before the student: `steps` is set, and no checkpoint is."""
         return bool(self.steps) and not self.checkpoint
 
     @property
     def runs(self) -> bool:
-        """Return whether the network runs in this run, and so needs parameters: True here, False if it is cached."""
+        """Return whether this run applies the teacher's network; False only if the teacher's outputs are cached."""
         return True
 
     @property
@@ -87,7 +87,9 @@ class Teacher:
         return bool(self.checkpoint or self.steps or self.network.load)
 
     def fields(self, stream: str) -> Fields:
-        """Return the shape and dtype of each field that the teacher adds to an example; none in this base class.
+        """Return the fields that the teacher adds to an example: a dict from field name to (shape, dtype).
+
+        It is empty in this base class, whose outputs are computed in the student's training step.
 
         Args:
             stream: name of the stream (a named source of batches), or `TEST` for the test examples.
@@ -95,7 +97,7 @@ class Teacher:
         return {}
 
     def stored(self, stream: str) -> StoredFields | None:
-        """Return the teacher's outputs that were stored before the run; None in this base class, which stores none.
+        """Return the teacher outputs that were stored on disk before the run; None in this base class.
 
         Args:
             stream: name of the stream (a named source of batches), or `TEST` for the test examples.
@@ -105,7 +107,8 @@ class Teacher:
     def query(self, stream: str, variables: Variables, mesh: Mesh) -> Query | None:
         """Return a function that computes the teacher's outputs for a batch, before the student's training step.
 
-        The result is None in this base class, because the step computes the outputs.
+        The function maps a batch to the fields that are added to it. This base class returns None, because the training
+        step computes the outputs.
 
         Args:
             stream: name of the stream (a named source of batches), or `TEST` for the test examples.
@@ -133,7 +136,7 @@ class Teacher:
         return shard_variables(variables, self.mesh, self.rules or DEFAULT_RULES)
 
     def argument(self, variables: Variables) -> Variables:
-        """Return the variables that the training step needs for this teacher: all of them, placed on its mesh.
+        """Return the variables that the student's training step gets for this teacher: all, sharded on its mesh.
 
         Args:
             variables: the teacher's parameters and state.
@@ -141,11 +144,11 @@ class Teacher:
         return self.shard(variables)
 
     def delivered(self) -> Variables:
-        """Return what the student's step needs of a teacher whose network does not run, beside the batch: nothing."""
+        """Return the variables that the student's step needs from a teacher whose network does not run; here empty."""
         return NO_VARIABLES
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
-        """Measure the cost of the teacher's forward pass on one example: parameters, bytes and FLOPs.
+        """Measure the cost of the teacher's forward pass on one example: `parameters`, `bytes` and `flops`, by name.
 
         Args:
             variables: the teacher's parameters and state.
@@ -163,7 +166,7 @@ class Teacher:
 
 
 def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
-    """Measure the cost of a model's forward pass on one example: parameters, bytes and FLOPs.
+    """Measure the cost of a model's forward pass on one example: `parameters`, `bytes` and `flops`, by name.
 
     With several processes, only the number of parameters is returned, because no process holds all parameters.
 
@@ -178,16 +181,18 @@ def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
 
 
 def one_example(rows: Shapes) -> dict[str, np.ndarray]:
-    """Return a batch of one example of zeros, `{field: [1, ...]}`, for batches of the given shapes."""
+    """Return a batch of zeros with one example, `{field: [1, ...]}`, with the shapes and dtypes of `rows` otherwise."""
     return {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in rows.items()}
 
 
 def checkpoint_of(text: str) -> tuple[Path, str]:
-    """Return the folder of checkpoints that a config names, and which one to load: "best", "last" or a step number.
+    """Parse the key `checkpoint` of a teacher into `(folder of checkpoints, which one to load)`.
+
+    The second element is "best", "last" or a step number, as text.
 
     Args:
-        text: "FOLDER", "FOLDER@best", "FOLDER@last" or "FOLDER@STEP"; without "@", the last checkpoint. FOLDER is the
-            folder of a run, which stands for the student of that run, or the folder of one model in it.
+        text: "FOLDER", "FOLDER@best", "FOLDER@last" or "FOLDER@STEP"; without "@", the last checkpoint is meant. FOLDER
+            is the folder of a run, which stands for the student of that run, or the folder of one model in it.
     """
     path, _, which = text.partition("@")
     folder = Path(path).expanduser()
@@ -196,10 +201,13 @@ def checkpoint_of(text: str) -> tuple[Path, str]:
 
 
 def owner_of(text: str) -> str:
-    """Return the name of the model whose checkpoints a config names, as their manifests have it; empty: not known.
+    """Return the name of the model that a checkpoint belongs to: "student", "control" or "teacher NAME".
+
+    The manifests (description files) of checkpoints have this name. It is derived from the folder; if the folder does
+    not tell, the result is empty.
 
     Args:
-        text: as for `checkpoint_of`.
+        text: value of the key `checkpoint` in the config, as for `checkpoint_of`.
     """
     stage = checkpoint_of(text)[0].parent
     if stage.parent.name == "teachers":

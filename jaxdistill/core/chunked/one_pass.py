@@ -50,7 +50,9 @@ def sum_over_chunks(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tu
 def with_one_pass_gradient(
     values: Any, values_and_gradients: Any, shared: PyTree, rows: PyTree
 ) -> tuple[Array, PyTree]:
-    """Compute a scalar and a tree of sums; under differentiation, one function returns value and gradient together.
+    """Compute a scalar and a tree of sums; under differentiation, get the scalar's gradient in the same forward pass.
+
+    This is a `jax.custom_vjp`: the backward pass only multiplies the gradient by the incoming cotangent.
 
     Args:
         values: `(shared, rows) -> ((scalar, sums), ignored)`; called if nothing is differentiated.
@@ -145,7 +147,7 @@ def _split(tree: PyTree, wanted: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def _merge(a: PyTree, b: PyTree) -> PyTree:
-    """Invert `_split`."""
+    """Merge the two trees that `_split` returned into one tree."""
     return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=_is_none)
 
 

@@ -111,15 +111,16 @@ def chunk_terms(
 def group_by_kernel(
     names: Sequence[str], chunked: Callable[[Sequence[str]], ChunkedTerms], kernels: Kernels
 ) -> dict[Kernels, list[str]]:
-    """Decide which loss terms XLA computes, and which a Pallas kernel: return `{"xla": names, "pallas": names}`.
+    """Divide loss terms into those that XLA computes and those that a Pallas kernel computes.
 
     Args:
         names: names of the terms.
         chunked: `(names) -> ChunkedTerms`; traced to find out which terms read the student's logits.
-        kernels: "xla": XLA computes all terms; "pallas": a Pallas kernel computes the terms that read the logits.
+        kernels: "xla" to compute all terms with XLA, or "pallas" to compute the terms that read logits with a Pallas
+            kernel.
 
     Returns:
-        The names of the terms in each group; empty groups are left out.
+        `{"xla": names, "pallas": names}`, the names of the terms in each group; empty groups are left out.
     """
     if kernels == "xla":
         return {"xla": list(names)}
@@ -152,7 +153,7 @@ def one_pass_loss(
     Args:
         chunked: the means of the terms as a function of one chunk of the sequence.
         weights: the weights of the terms, by name.
-        kernel: what computes the terms: "xla", or "pallas" for a Pallas kernel.
+        kernel: "xla", or "pallas" to compute the terms with a Pallas kernel.
 
     Returns:
         The weighted sum (under `pmap`, this device's share of it), and the `Mean` of each term by name, with the count

@@ -93,7 +93,7 @@ def _map_rows(function: Callable[..., Any], classes: int, shared: PyTree, rows: 
 
 
 def _sum(result: Any, kind: Any, columns: Iterator[Array], count: int) -> Array:
-    """Sum one result over all rows.
+    """Sum one result of the kernel over all rows, and return an array of the shape in `kind`.
 
     Args:
         result: an array of nodes; or an array of numbers, which are the same for every row.
@@ -107,7 +107,7 @@ def _sum(result: Any, kind: Any, columns: Iterator[Array], count: int) -> Array:
 
 
 def _per_row(result: Any, kind: Any, columns: Iterator[Array], count: int) -> Array:
-    """Return one result for every row, `[1, rows, ...]`; arguments as for `_sum`."""
+    """Return one result of the kernel for every row, `[1, rows, ...]`; the arguments are those of `_sum`."""
     if not is_node_array(result):
         return jnp.broadcast_to(result, (1, count, *kind.shape[2:]))
     return jnp.concatenate([next(columns) for _ in result.flat], axis=-1).reshape(1, count, *kind.shape[2:])

@@ -44,7 +44,7 @@ class Output(NamedTuple):
     """An output array of the Pallas kernel.
 
     node: the node of the computation graph whose values are written to the array
-    per_class: True: the array is `[rows, classes]`; False: `[rows, 1]`; a row is one token
+    per_class: True for an array `[rows, classes]`, False for an array `[rows, 1]`; a row is one token
     dtype: dtype of the array
     """
 
@@ -105,9 +105,9 @@ def _without_derivative(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_device_arrays(function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
-    """Run a function inside `shard_map` over all mesh axes that are not manual yet, as XLA cannot partition a kernel.
+    """Run a function on replicated arrays inside `shard_map`, because XLA cannot partition a Pallas kernel.
 
-    The arrays are replicated along these axes.
+    The `shard_map` is over all mesh axes that are not manual yet.
     """
     mesh = jax.sharding.get_abstract_mesh()
     automatic_axes = set(mesh.axis_names) - set(mesh.manual_axes)
@@ -123,7 +123,7 @@ def _on_device_arrays(function: Callable[..., Any], arrays: Sequence[Array]) -> 
 def _launch_on(
     target: Target, operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int, *arrays: Array
 ) -> Any:
-    """Call the Pallas kernel as `target` says, with one block of rows for each program of the grid."""
+    """Call the Pallas kernel with the options in `target`; each program of the grid computes one block of rows."""
     out_shapes = [jax.ShapeDtypeStruct((count, classes if x.per_class else 1), x.dtype) for x in outputs]
     all_arrays: list[Any] = [*arrays, *out_shapes]
     rows = _rows_per_block([x for x in all_arrays if x.shape[1] == classes])
@@ -147,7 +147,10 @@ def _rows_per_block(per_class: Sequence[Any]) -> int:
     VMEM must hold two blocks, because one is being copied while the other is computed.
 
     Args:
-        per_class: all inputs and outputs of the kernel with a number for each class.
+        per_class: all inputs and outputs of the kernel that have a number for each class.
+
+    Raises:
+        Unsupported: 8 rows do not fit the VMEM of a TPU core.
     """
     for rows in (16, 8):
         if 2 * rows * sum(x.shape[1] * x.dtype.itemsize for x in per_class) <= BLOCK_BYTES:

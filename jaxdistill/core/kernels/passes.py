@@ -68,7 +68,7 @@ class Node:
         function: `(*blocks of the inputs) -> block`; None for a reduction and for a node that is not computed.
         per_class: True if the node has a number for each class.
         dtype: dtype of the numbers.
-        reduction: how the only input is reduced over the classes; None: the node is no reduction.
+        reduction: how the only input is reduced over the classes; None for a node that is not a reduction.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def is_node_array(value: Any) -> bool:
 
 
 def _elementwise(function: Callable[..., Node], *arrays: Any) -> np.ndarray:
-    """Apply a function of nodes element by element."""
+    """Apply a function of nodes to NumPy arrays of nodes, element by element."""
     return np.asarray(np.frompyfunc(function, len(arrays), 1)(*arrays), object)
 
 

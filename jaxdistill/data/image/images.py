@@ -134,7 +134,7 @@ def cutmix(alpha: float, classes: int) -> Transform:
 
 
 def _inside(length: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
-    """Return a mask of the pixels that lie in each row's interval, `[rows, size]`.
+    """Return a boolean mask of the pixels that lie in an interval, for each example (row) of a batch, `[rows, size]`.
 
     Args:
         length: length of the intervals in pixels, `[rows]`.
@@ -151,7 +151,7 @@ def _positive(alpha: float, classes: int) -> None:
 
 
 def _partners(rows: int, name: str) -> np.ndarray:
-    """Return the partner of each row (example of a batch), `[rows]`: rows 0 and 1 are partners, rows 2 and 3, ..."""
+    """Return the number of each row's partner in the batch, `[rows]`; rows 0 and 1 are partners, rows 2 and 3, ..."""
     if rows % 2:
         cure = "Choose a batch_size that gives every process an even number"
         raise ConfigError("data.augment", f"{name!r} pairs rows, but {rows} is odd. {cure}.")
@@ -166,7 +166,7 @@ def _mixed(x: np.ndarray, share: np.ndarray, partner: np.ndarray) -> np.ndarray:
 
 
 def _distributions(batch: Batch, classes: int, name: str) -> np.ndarray:
-    """Return the label distribution of each row (example), `[rows, classes]`: `label_probs`, or the one-hot label."""
+    """Return the class probabilities of each example, `[rows, classes]`, from `label_probs` or else one-hot labels."""
     if "label_probs" not in batch:
         if "label" not in batch:
             cure = "remove the transform, or add one of these fields to the records"
@@ -182,7 +182,7 @@ def _distributions(batch: Batch, classes: int, name: str) -> np.ndarray:
 def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> Transform:
     """Return a transform that pads each image and crops a random window of the original size.
 
-    Random numbers of 0.5 give the image itself.
+    If both random numbers of an image are 0.5, the result is the original image.
 
     Args:
         name: name of the transform, for error messages.
@@ -211,7 +211,7 @@ def require_images(batch: Batch, name: str) -> np.ndarray:
 
     Args:
         batch: the batch.
-        name: name of the transform that needs them, for the message.
+        name: name of the transform that needs the images, for the error message.
 
     Raises:
         ConfigError: the batch has no images, or they differ in size.

@@ -55,9 +55,9 @@ BY_MODEL = {"clip": "CLIP", "deit": "DeiT", "resnet": "ConvNext", "siglip": "Sig
 class Recipe(NamedTuple):
     """The preprocessing of images for a network: resize, crop and normalise.
 
-    resize: the new length of the shorter edge, which keeps the proportions; or the new height and width; None: no
+    resize: the new length of the shorter edge, which keeps the proportions; or the new height and width; None for no
         resizing
-    crop: height and width of the centre crop, for which a smaller image is padded with zeros; None: no cropping
+    crop: height and width of the centre crop, for which a smaller image is padded with zeros; None for no cropping
     scale, mean, std: a pixel value x becomes `(scale * x - mean) / std`; mean and std have one value, or one per
         channel
     filter: interpolation filter of the resizing
@@ -106,7 +106,7 @@ def processed(source: str, size: int = 0) -> Transform:
     Args:
         source: the checkpoint: a folder in Hugging Face's format, or a hub id such as `google/vit-base-patch16-224`.
         size: new image size instead of the checkpoint's; all sizes in the checkpoint's config, such as the size before
-            cropping, are scaled by the same factor. 0: no change.
+            cropping, are scaled by the same factor. 0 means no change.
 
     Raises:
         WeightsError: the checkpoint or its config does not exist, or its image processor is not supported.
@@ -160,7 +160,7 @@ def _arguments(factory: Callable[..., Transform], spec: Spec) -> tuple[Any, ...]
 
 
 def _to_config(recipe: Recipe, channels: int) -> dict[str, Any]:
-    """Convert a recipe to a config of transformers' ViT processor, which supports all steps in the same order."""
+    """Convert preprocessing to the config of transformers' ViT processor, which has all steps in the same order."""
     both = lambda sides: {"height": sides[0], "width": sides[1]}
     per_channel = lambda values: values if len(values) == channels else values * channels
     resize = (
@@ -183,7 +183,7 @@ def _to_config(recipe: Recipe, channels: int) -> dict[str, Any]:
 
 
 def _recipe(source: str, size: int) -> Recipe:
-    """Return the preprocessing of a checkpoint, scaled to images of the size `size`; 0: not scaled."""
+    """Return the image preprocessing of a checkpoint, scaled to images of `size` pixels unless `size` is 0."""
     recipe = read_recipe(checkpoint_path(source))
     return scaled(recipe, size) if size else recipe
 
@@ -226,7 +226,7 @@ def _read_recipe(folder: Path) -> Recipe:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """Read the config of the image processor: nested in processor_config.json (transformers 5), or in its own file."""
+    """Read the image processor's config from processor_config.json (transformers 5) or preprocessor_config.json."""
     nested = folder / "processor_config.json"
     if nested.is_file() and "image_processor" in (config := read_json(nested)):
         return config["image_processor"]
@@ -246,7 +246,7 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _sides(folder: Path, size: Any, edge: bool) -> int | Sides:
-    """Parse an image size of a config; a single number is the shorter edge if `edge` is true, else both sides."""
+    """Parse an image size of a config; a single number is the shorter edge if `edge` is true, else height and width."""
     fits = lambda *sides: all(1 <= side <= LARGEST_SIDE for side in sides)
     match size:
         case int() if fits(size):
@@ -330,7 +330,7 @@ def _resized(image: np.ndarray, size: int | Sides, filter: Image.Resampling) -> 
 
 
 def _cropped(image: np.ndarray, sides: Sides) -> np.ndarray:
-    """Crop the centre; a smaller image is padded with zeros on all sides, as in transformers."""
+    """Crop the centre of an image; a smaller image is padded with zeros on all sides, as in transformers."""
     missing = [max(0, side - length) for side, length in zip(sides, image.shape[:2], strict=True)]
     padded = np.pad(image, [*((-(-n // 2), n // 2) for n in missing), (0, 0)]) if any(missing) else image
     top, left = ((length - side) // 2 for length, side in zip(padded.shape[:2], sides, strict=True))
@@ -338,7 +338,7 @@ def _cropped(image: np.ndarray, sides: Sides) -> np.ndarray:
 
 
 def _images(batch: Batch, name: str) -> np.ndarray:
-    """Return the images `[rows, height, width, channels]`, or an object array `[rows]` if their sizes differ."""
+    """Return the images of a batch, `[rows, height, width, channels]`, or an object array `[rows]` if sizes differ."""
     image = batch.get("image")
     if image is None or np.ndim(image[0]) != 3:
         fields = ", ".join(f"{field} {list(value.shape)}" for field, value in batch.items())

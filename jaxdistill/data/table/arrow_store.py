@@ -21,12 +21,12 @@ RESIDENT = 2**27  # bytes of a mapped file that may stay in memory
 
 
 class TableManifest(NamedTuple):
-    """The contents of a folder of Arrow files.
+    """The description of a folder of Arrow files, which hold the records of a user's files.
 
     files: SHA-256 of each Arrow file, by split
     shapes: shape of one record's array, by split and field, for the fields that are arrays
-    classes: names of the classes; empty: the records have no labels
-    places: for each label code in the files, the number of its class
+    classes: names of the classes; empty if the records have no labels
+    places: for each label code (the number of a label in the files), the number of its class
     """
 
     files: dict[str, str]
@@ -41,7 +41,7 @@ class ArrowFile:
     Args:
         file: the file.
         shapes: shape of one record's array, by field, for the fields that are arrays.
-        places: for each label code in the file, the number of its class.
+        places: for each label code (the number of a label in the file), the number of its class.
     """
 
     def __init__(self, file: Path, shapes: Mapping[str, Sequence[int]], places: Sequence[int]):
@@ -60,7 +60,10 @@ class ArrowFile:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def labels(self) -> np.ndarray | None:
-        """Return the class of every record, `[records]` int32, -1 if it has none; None: the file has no labels."""
+        """Return the class number of every record, `[records]` int32, or None if the file has no labels.
+
+        The number is -1 for a record without a label.
+        """
         if "label" not in self._reader.schema.names:
             return None
         batches = map(self._reader.get_batch, range(self._reader.num_record_batches))
@@ -68,7 +71,7 @@ class ArrowFile:
         return self._places[np.concatenate(codes)]
 
     def take(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """Return the records with the given numbers, in this order."""
+        """Return the records with the given numbers as a list of dicts, in this order."""
         records: list[dict[str, Any]] = [{} for _ in rows]
         owner = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(owner).tolist():
@@ -97,11 +100,11 @@ class ArrowFile:
 
 
 def open_tables(folder: Path) -> tuple[TableManifest, dict[str, ArrowFile]]:
-    """Open a folder of Arrow files: what it holds, and its files by split.
+    """Open a folder of Arrow files, and return its description and a dict of its files by split.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DamageError: a file is missing or has changed.
+        DamageError: a file is missing or has changed, or the folder holds the records of other files.
     """
     kinds = {"files": dict, "shapes": dict, "classes": list, "places": list}
     if folder.is_dir() and not (folder / MANIFEST).exists():

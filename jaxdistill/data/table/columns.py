@@ -19,11 +19,11 @@ FEW_CLASSES = 20  # more are labels only if each stands, on average, for two rec
 
 
 class ColumnNames(NamedTuple):
-    """Which columns of a file are read, and as what.
+    """The names of the columns that are read from a user's file, by their use.
 
     text: columns of texts
-    label: column of the labels; empty: the records have none
-    image: column of images, each a file's path or the bytes of a file; empty: none
+    label: column of the labels; empty if the records have none
+    image: column of images, each a file's path or the bytes of a file; empty if there is none
     features: columns of numbers, which become one vector
     """
 
@@ -33,13 +33,13 @@ class ColumnNames(NamedTuple):
     features: tuple[str, ...]
 
     def named(self) -> dict[str, tuple[str, ...]]:
-        """Return the columns by the argument that names them, without empty ones."""
+        """Return the column names by argument (`text`, `label`, `image`, `features`), without empty arguments."""
         one = lambda name: (name,) if name else ()
         columns = {"text": self.text, "label": one(self.label), "image": one(self.image), "features": self.features}
         return {argument: names for argument, names in columns.items() if names}
 
     def columns(self) -> tuple[str, ...]:
-        """Return all columns that are read, each once."""
+        """Return the names of all columns that are read, each once."""
         return tuple(dict.fromkeys(name for names in self.named().values() for name in names))
 
     def text_fields(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Classes:
     """The classes of a column of labels, collected while its records are read; `finish` then sorts and numbers them.
 
     Args:
-        names: names of the classes, if the file defines them for its numbers; empty: the labels are the names.
+        names: names of the classes, if the file defines them for its numbers; empty if the labels are the names.
     """
 
     def __init__(self, names: Sequence[str] = ()):
@@ -68,7 +68,7 @@ class Classes:
         self._complete = False  # True: a label that was not found before is a mistake
 
     def codes(self, values: Sequence[Any], first: int, file: object) -> list[int]:
-        """Return a number for each label, in the order in which they are found; `NO_LABEL` for an empty one.
+        """Return a code for each label, a number in the order of first occurrence; empty labels get `NO_LABEL` (-1).
 
         Args:
             values: the labels: words, whole numbers or truth values; None or "" if there is none.
@@ -109,9 +109,9 @@ class Classes:
         return self._codes[name]
 
     def rare(self) -> str:
-        """Return a sentence about classes with one or two training records, which may be slips; empty: there are none.
+        """Return a warning about labels that may be mistakes, such as classes with very few training records.
 
-        If most classes are so small, none of them is called a slip.
+        The text is empty if there is nothing to report. If most classes are so small, none of them is reported.
         """
         absent = [name for name in self._codes if name in ABSENT or (name == "-1" and len(self._codes) > 2)]
         if absent:
@@ -148,13 +148,13 @@ class Classes:
         return self._names[int(name)]
 
     def finish(self, file: object, records: int) -> tuple[tuple[str, ...], list[int]]:
-        """Return the names of all classes in order, and for each code of `codes` the number of its class.
+        """Return a tuple of the names of all classes in order, and a list of the class number for each label code.
 
         Whole numbers are ordered by value, and 1 and 1.0 are one class; words are ordered by alphabet. A file that
-        defines its classes keeps their order. From now on, other labels are mistakes.
+        defines its classes keeps their order. Afterwards, `codes` rejects labels that it has not met before.
 
         Raises:
-            TableError: there are no labels; some are words and others numbers; or almost every record has its own.
+            TableError: there are no labels, or only one; some are words and others numbers; or they are too many.
         """
         self._complete = True
         if not self._codes:
@@ -180,7 +180,7 @@ class Classes:
 
 
 def label_name(value: Any) -> str | None:
-    """Return a label as a text; empty: there is no label; None: the value cannot be a label."""
+    """Return a label as text, an empty text for a missing label, or None for a value that cannot be a label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
@@ -201,7 +201,7 @@ def label_name(value: Any) -> str | None:
 
 
 def _look(name: str) -> str:
-    """Return a label without what a reader cannot see: case, accents written apart, invisible characters."""
+    """Return a label without case, combining accents and invisible characters, to find labels that look alike."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return "".join(x for x in plain if unicodedata.category(x) not in ("Cf", "Cc", "Mn")).strip()
 
@@ -215,12 +215,12 @@ def _number(name: str) -> int | None:
 def convert_chunks(
     chunks: Iterator[Chunk], column_names: ColumnNames, classes: Classes, file: object, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Yield chunks of a file as columns of one type each: texts, images, vectors, and codes of labels.
+    """Check the chunks of a file, and yield each as a dict of columns: texts, images or vectors, and label codes.
 
     Args:
         chunks: the chunks of the file.
-        column_names: what its columns mean.
-        classes: collects the classes of the labels.
+        column_names: names and uses of the columns.
+        classes: the object that collects the classes of the labels.
         file: the file, for error messages.
         first: number of the first record, for error messages.
 
@@ -245,10 +245,10 @@ def convert_chunks(
 
 
 def _check_kinds(columns: Mapping[str, Any], kinds: dict[str, Any], file: object, first: int) -> None:
-    """Check that the values of a chunk have the type and shape of those before; `kinds` keeps them by field.
+    """Check that each field has the same type and array shape in all chunks; `kinds` keeps them by field.
 
     Raises:
-        TableError: they have others; the message names file, record and field.
+        TableError: the type or the shape differs; the message names file, record and field.
     """
     for field, values in columns.items():
         is_array = isinstance(values, np.ndarray)
@@ -280,7 +280,7 @@ def _vectors(chunk: Mapping[str, Sequence[Any]], names: Sequence[str], first: in
 
 
 def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.ndarray:
-    """Return the numbers of one column, `[records, numbers]`: one for each record, or the elements of its array."""
+    """Return the numbers of one column as float32, `[records, numbers]`; a record has one number, or a whole array."""
     try:
         array = _float32(values)
         if computable(array).all():
@@ -299,7 +299,7 @@ def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.nd
 
 
 def _not_finite(value: Any) -> str:
-    """Return what is wrong with a value that is no number, or an array with one that is not finite."""
+    """Return the part of an error message that says which value is no finite number, or is too large."""
     try:
         array = _float32(value)
     except (TypeError, ValueError):
@@ -311,11 +311,11 @@ def _not_finite(value: Any) -> str:
 
 
 def _float32(values: Any) -> np.ndarray:
-    """Return numbers in float32; one that is too large becomes infinite.
+    """Convert numbers, or texts of numbers, to a float32 array; a number that is too large becomes infinite.
 
     Raises:
-        ValueError: a text is no number, or has underscores, which Python alone reads as parts of a number.
-        TypeError: a value is no number, or truth values stand among numbers.
+        ValueError: a text is no number, or has underscores (which only Python allows in numbers) or zero bytes.
+        TypeError: a value is no number, or truth values are mixed with numbers.
     """
     each = values if isinstance(values, list | tuple) else [values]
     kinds = set(map(type, each))

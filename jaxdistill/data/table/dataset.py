@@ -53,16 +53,18 @@ def table(
     `path` is one of these:
 
     - a file, from which a share is held out as the split `test`, with the same share of every class;
-    - a folder with a file for each split, or several, as `train-00000-of-00002.parquet`;
+    - a folder with one file for each split, or with several such as `train-00000-of-00002.parquet`;
     - a path with `{split}`, such as `data/{split}.csv`; the splits may be train, test,
        unlabelled, validation, valid, val and dev;
-    - a folder that has a folder of images for each class, itself or in its folders `train` and `test`;
+    - a folder with one folder of images per class, or with such folders inside its folders `train` and `test`;
+    - a folder of images only, whose records have no labels;
     - a folder that the package `datasets` has saved, or the name of a data set on the Hugging Face hub.
 
-    Words and numbers may be labels; their names appear in tables, on the page and in the exported model. Records whose
-    label is empty are the split `unlabelled`, which can be distilled: a teacher needs no labels. Without `label`, no
-    record has one, and models are compared with the teacher alone. The files are read once, into the folder of prepared
-    data, and need not fit into memory; only the arrays of an npz file must.
+    Labels are words or whole numbers; they appear as class names in tables, reports and the exported model.
+    Records whose label is empty form the split `unlabelled`. A student can learn from a teacher on this split, because
+    distillation needs no labels. If the argument `label` is empty, no record has a label, and models are only compared
+    with the teacher. The files are read once, into the folder of prepared data. They need not fit into memory, except
+    for the arrays of an npz file.
 
     Args:
         split: split of the records, from the config, such as `train` or `train[:80%]`.
@@ -73,16 +75,16 @@ def table(
         label: column of the labels. A folder of images needs none.
         image: column of images: paths, from the file's folder, or contents of image files; in npz pixels
             `[records, height, width, channels]`. A folder of images needs none.
-        features: columns of numbers, or an npz array `[records, numbers]`; they become one vector, in the field
-            `image`, which every network without text reads.
+        features: columns of numbers, or an npz array `[records, numbers]`; they become one vector per record, in the
+            field `image`, the input of all models that do not read texts.
         test: share of the records that are held out as the split `test`, if there are no files for it.
-        seed: random seed of this choice.
+        seed: random seed for the choice of these test records.
         channels: 3 for RGB images, 1 for grey values.
         encoding: encoding of CSV, TSV and JSON lines, such as `latin-1`.
-        delimiter: character between two values of a CSV file, such as `;`; empty: a comma, in TSV a tab.
+        delimiter: character between two values of a line, such as `;`; if empty, a comma in CSV and a tab in TSV.
 
     Raises:
-        ValueError: a file cannot be read, a column is not there, or a value is wrong; the message says where.
+        ValueError: a file cannot be read, a column is missing, or a value is wrong; the message says where.
     """
     columns = lambda names: (names,) if isinstance(names, str) else names
     column_names = ColumnNames(columns(text), label, image, columns(features))
@@ -131,10 +133,10 @@ def table(
 
 
 def _labelled(file: ArrowFile, rows: np.ndarray, place: str) -> bool:
-    """Return whether the records of a split have labels.
+    """Return True if all records of a split have labels, and False if none of them has one.
 
     Raises:
-        TableError: some have one, and others have none.
+        TableError: some records have a label, and others have none.
     """
     classes = file.labels()
     empty = np.flatnonzero(classes[rows] < 0) if classes is not None else rows
@@ -146,7 +148,7 @@ def _labelled(file: ArrowFile, rows: np.ndarray, place: str) -> bool:
 
 
 def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], places: Sequence[str], base: Path) -> str:
-    """Return a hash of size and time of change of the image files that a column names.
+    """Return a hash of the paths, sizes and modification times of the image files that the records name.
 
     Raises:
         TableError: an image file does not exist.
@@ -167,10 +169,10 @@ def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], places: Sequence
 
 
 def _complete(column_names: ColumnNames, opened: RecordReader, place: str) -> ColumnNames:
-    """Return the names of the columns, or those of a folder of images, after checking that the columns are there.
+    """Check that the named columns exist, and return them; for a folder of images, return the columns that it has.
 
     Raises:
-        TableError: a column is not there, or no column is named that a model could read.
+        TableError: a column is missing, there is no column for a model to read, or the uses of columns conflict.
     """
     if not any(column_names.named()) and opened.columns == (images.IMAGE, images.LABEL):
         return FOLDER_COLUMNS
@@ -195,7 +197,7 @@ def _stored(
     contents: Mapping[str, str],
     folder: Path,
 ) -> tuple[TableManifest, dict[str, ArrowFile]]:
-    """Return the records as Arrow files: those that an earlier run has written, if the sources are the same.
+    """Return the records as Arrow files by split, with their description; write the files if no earlier run has.
 
     Raises:
         TableError: a source cannot be read, or has a wrong value.
@@ -227,9 +229,9 @@ def _stored(
 def _write(
     draft: Path, key: str, sources: Mapping[str, Source], opened: Mapping[str, RecordReader], column_names: ColumnNames
 ) -> None:
-    """Write the records of all splits as Arrow files, the training records first: their labels define the classes.
+    """Write the records of all splits as Arrow files, training records first, because their labels define the classes.
 
-    Other splits may lack the column of the labels. The key is that of the sources, which the folder will be named by.
+    Other splits may lack the column of labels. `key` is a hash of the sources, and the later name of the folder.
     """
     classes = Classes(opened[TRAIN].class_names.get(column_names.label, ()))
     shapes, total, begin = {}, 0, time.perf_counter()
@@ -262,10 +264,13 @@ Parts = dict[str, tuple[str, np.ndarray]]  # split -> the file that has its reco
 def _splits(
     files: Mapping[str, ArrowFile], column_names: ColumnNames, test: float, seed: int, sources: Mapping[str, Source]
 ) -> Parts:
-    """Return the splits: those with files of their own, and those that are taken from the training records.
+    """Return the Arrow file and the record numbers of each split, as a dict by split name.
+
+    The splits `test` and `unlabelled` are taken from the training records if they have no files.
 
     Raises:
-        TableError: training records without labels have no place, or there are too few records to hold some out.
+        TableError: a training record has no label although there is a file for the split `unlabelled`, or there are too
+            few records to hold some out.
     """
     parts: Parts = {split: (split, np.arange(len(file))) for split, file in files.items()}
     classes, (name, rows) = files[TRAIN].labels(), parts[TRAIN]

@@ -79,9 +79,9 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
 
 @contextlib.contextmanager
 def _long_values() -> Iterator[None]:
-    """Return a context manager in which `csv` reads values as long as `open_csv` does; its limit is 131,072 characters.
+    """Return a context manager in which `csv` accepts values of up to `BLOCK` characters, instead of 131,072.
 
-    That limit is one of the whole process.
+    The limit applies to the whole process, and is restored at the end.
     """
     limit = csv.field_size_limit(BLOCK)
     try:
@@ -91,7 +91,7 @@ def _long_values() -> Iterator[None]:
 
 
 def _other_delimiter(file: Path, encoding: str, delimiter: str) -> str:
-    """Return the delimiter that the first line of a file has, if it has not the given one; empty: there is none."""
+    """Return the delimiter in the first line of a file, or an empty text if it is `delimiter` or there is none."""
     import pyarrow as pa
 
     try:
@@ -158,7 +158,7 @@ def open_json_lines(file: Path, text_format: TextFormat) -> RecordReader:
 
 
 def _lines(stream: Any, encoding: str) -> Iterator[str]:
-    """Yield the lines of a binary stream, which pyarrow's streams do not offer.
+    """Yield the decoded lines of a binary stream of pyarrow, which has no method for lines.
 
     Raises:
         LookupError: the encoding is unknown.
@@ -176,10 +176,10 @@ def _lines(stream: Any, encoding: str) -> Iterator[str]:
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict.
+    """Return the pairs of a JSON object as a dict, after checking that no key is repeated.
 
     Raises:
-        ValueError: a key stands twice, of which `json` would keep the second one.
+        ValueError: a key is repeated; `json` alone would keep the last value and report nothing.
     """
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -272,7 +272,7 @@ def _rows(array: np.ndarray) -> list[Any]:
 
 
 def from_datasets(dataset: Any) -> RecordReader:
-    """Return the records of a `datasets.Dataset` of Hugging Face, with the class names that it defines."""
+    """Return a reader for the records of a Hugging Face `datasets.Dataset`, with the class names that it defines."""
     names = {name: tuple(feature.names) for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
@@ -327,11 +327,11 @@ def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], f
 
     Args:
         opened: the file.
-        wanted: names of columns, by argument.
-        file: the file, for the message.
+        wanted: for each argument, such as `text`, the names of the columns.
+        file: the file, for the error message.
 
     Raises:
-        TableError: a column is missing; the message lists those that there are.
+        TableError: a column is missing; the message names existing columns or another delimiter.
     """
     is_json = READERS.get(suffix_of(Path(str(file)))) is open_json_lines
     kind = "key of the first record" if is_json else "column"
@@ -342,7 +342,7 @@ def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], f
 
 
 def _cure(name: str, columns: Sequence[str]) -> str:
-    """Return which columns there are, or that the file has another delimiter."""
+    """Return the cure for a missing column, for an error message: existing columns, or another delimiter."""
     for delimiter in DELIMITERS:
         if len(columns) == 1 and delimiter in columns[0] and name in columns[0].split(delimiter):
             return f"Its values are separated by {delimiter!r}: name this delimiter."

@@ -16,7 +16,7 @@ IMAGE, LABEL = "image", "label"  # the columns of a folder of images
 
 
 def open_class_folders(folder: Path) -> RecordReader:
-    """Open a folder that has a folder of images for each class, as a table with the columns `image` and `label`.
+    """Open a folder with one folder of images per class, as a table with the columns `image` and `label`.
 
     Every image is decoded once, so that a broken one is found before a model is trained.
 
@@ -49,15 +49,15 @@ def _checked_chunks(rows: Sequence[tuple[str, str]]) -> Iterator[Chunk]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, in order, without hidden ones such as `.git` and `__MACOSX`."""
+    """Return the paths of the subfolders of a folder, sorted, without hidden ones such as `.git` and `__MACOSX`."""
     return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith((".", "__")))
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the image files in a folder and in its folders, in order.
+    """Return the paths of the image files in a folder and in all of its subfolders, sorted.
 
     Raises:
-        TableError: a link leads to no file.
+        TableError: an image file is a link to a file that does not exist.
     """
     all_files = sorted(folder.rglob("*"))
     named = [file for file in all_files if file.suffix.lower() in SUFFIXES]
@@ -70,23 +70,23 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _note_skipped(places: Sequence[Path]) -> None:
-    """Print a note about files that are not read, such as photos in a format that is not known."""
+    """Print a note about files that are not read, such as photos in an unknown format; hidden files do not count."""
     if files := [place for place in places if not (place.name.startswith(".") or place.is_dir())]:
         others = f" and {len(files) - 1:,} more files" * (len(files) > 1)
         note(f"{files[0]}{others}: skipped, because it is no image ({', '.join(SUFFIXES)}) in the folder of a class")
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:
-    """Decode an image to `[height, width, channels]` uint8, upright as its EXIF data say.
+    """Decode an image file to an array `[height, width, channels]` uint8, rotated upright as its EXIF data say.
 
-    Grey values of 16 bits are scaled to 8, as Pillow does it for colours.
+    Grey values of 16 bits are scaled to 8 bits, as Pillow does for colours.
 
     Args:
         image: path or content of an image file.
         channels: 3 for RGB, 1 for grey values.
 
     Raises:
-        ConfigError: it is no image, it is broken, or its pixels have 32 bits.
+        ConfigError: the file is no image, it is damaged, or its pixels have 32 bits.
     """
     from PIL import Image, ImageOps
 

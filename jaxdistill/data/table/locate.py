@@ -26,7 +26,7 @@ class Source(NamedTuple):
     """The records of one split, before they are read.
 
     place: file or folder, for error messages
-    open: opens the records
+    open: function without arguments that opens the records
     fingerprint: function that returns a text which changes if the records change
     """
 
@@ -36,13 +36,15 @@ class Source(NamedTuple):
 
 
 def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
-    """Return the sources of a path by split; data without splits are one source, `train`.
+    """Find the user's records behind a path, and return the source (records that are not read yet) of each split.
+
+    The result is a dict by split name. Data without splits are the split `train`.
 
     Args:
         path: a file; a path with `{split}`; a folder with a file or a folder of images for each split; a folder with a
             folder of images for each class; a folder that `datasets` has saved; or the name of a data set on the
             Hugging Face hub.
-        text_format: how text files are written.
+        text_format: encoding and delimiter of text files.
 
     Raises:
         TableError: there is no such file, its format is unknown, or a split has two files.
@@ -64,7 +66,7 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
 
 
 def _absent(place: Path) -> str:
-    """Return what is wrong with a path that is neither a file nor a folder, for the message about it."""
+    """Return the part of an error message that says why a path is neither a file nor a folder."""
     if place.is_symlink() and not place.exists():
         return "this is a link to a file that does not exist"
     if place.exists():
@@ -73,7 +75,7 @@ def _absent(place: Path) -> str:
 
 
 def _neighbours(place: Path) -> str:
-    """Return the names of the files beside a missing one, for the message about it."""
+    """Return the part of an error message that suggests a similar file name, or lists the files in the same folder."""
     folder = place.parent
     names = sorted(file.name for file in folder.iterdir() if file.suffix) if folder.is_dir() else []
     close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.8)
@@ -89,7 +91,7 @@ def _file(file: Path, text_format: TextFormat) -> Source:
 
 
 def _files(files: Sequence[Path], text_format: TextFormat) -> Source:
-    """Return the records of several files, one after the other, such as train-00000-of-00002.parquet."""
+    """Return a source that reads several files one after the other, such as train-00000-of-00002.parquet."""
     sources = [_file(file, text_format) for file in files]
     if len(sources) == 1:
         return sources[0]
@@ -153,7 +155,7 @@ def _images(folder: Path) -> Source:
 
 
 def _listing_hash(folder: Path) -> str:
-    """Return a hash of the names, sizes and times of change of all files in a folder; their content is not read."""
+    """Return a hash of the names, sizes and modification times of all files in a folder, whose content is not read."""
     digest = hashlib.sha256(str(folder.absolute()).encode())
     for file in sorted(_inside(folder, set())):
         stat = file.stat() if file.exists() else file.lstat()  # a link that leads nowhere is told when it is read
@@ -162,7 +164,7 @@ def _listing_hash(folder: Path) -> str:
 
 
 def _inside(folder: Path, known: set[Path]) -> Iterator[Path]:
-    """Yield all files and folders in a folder, also behind links; a link that leads back is not followed."""
+    """Yield all files and folders below a folder; links are followed, but not to a folder that is `known` already."""
     known.add(folder.resolve())
     for place in folder.iterdir():
         yield place
@@ -171,7 +173,7 @@ def _inside(folder: Path, known: set[Path]) -> Iterator[Path]:
 
 
 def _datasets(name: str) -> Mapping[str, Source]:
-    """Return the splits of a data set of Hugging Face `datasets`: a folder that it has saved, or a name on the hub."""
+    """Load a saved folder or a hub name with Hugging Face `datasets`, and return the source of each split."""
     try:
         import datasets
     except ImportError:

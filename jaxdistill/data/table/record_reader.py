@@ -1,4 +1,4 @@
-"""An opened file of records, which is read a few at a time, and how a text file is written."""
+"""A reader for files of records, which returns a few records at a time, and the format of text files."""
 
 import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,14 +9,14 @@ ROWS = 1024  # records of a chunk
 
 
 class TableError(ValueError):
-    """A mistake in a user's file; the message names the file, the place and what is wrong."""
+    """The error for a mistake in a user's file; the message names the file, the place and what is wrong."""
 
 
 class TextFormat(NamedTuple):
-    """How a text file is written.
+    """The encoding and the delimiter of a text file of records.
 
     encoding: encoding of CSV, TSV and JSON lines
-    delimiter: character between two values of a CSV file; empty: a comma, in TSV a tab
+    delimiter: character between two values of a line; if empty, a comma in CSV and a tab in TSV
     """
 
     encoding: str = "utf-8"
@@ -28,10 +28,10 @@ UNSUPPORTED_ENCODINGS = ("idna", "punycode", "raw-unicode-escape", "undefined", 
 
 
 def check_text_format(text_format: TextFormat) -> None:
-    """Check that there is such an encoding, and that a delimiter is one character.
+    """Check that the encoding of text files is known, and that the delimiter is empty or one ASCII character.
 
     Raises:
-        TableError: there is none.
+        TableError: the encoding is unknown, or the delimiter is not allowed.
     """
     encoding, delimiter = text_format
     try:
@@ -46,11 +46,12 @@ def check_text_format(text_format: TextFormat) -> None:
 
 
 class RecordReader(NamedTuple):
-    """A file of records that was opened: its columns are known, and its records can be read.
+    """An opened file of records, whose columns are known and whose records are read in chunks.
 
     columns: names of all columns
-    chunks: `(names of columns) -> chunks`, reads the records from the start
-    class_names: column -> names of the classes that its numbers stand for, if the file defines them
+    chunks: `(names of columns) -> chunks`, reads these columns of all records from the start; a chunk is
+        `{column: values}`
+    class_names: for each column of class numbers, the names of the classes, if the file defines them
     """
 
     columns: tuple[str, ...]

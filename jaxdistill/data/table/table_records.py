@@ -11,12 +11,14 @@ from jaxdistill.data.table.arrow_store import ArrowFile
 
 
 class TableRecords:
-    """The records of a split, as a sequence; each is a dict with texts, an image or numbers, and the class as `label`.
+    """A split of a user's own files, as a sequence of records.
+
+    A record is a dict with texts, an image or numbers, and the class number in the field `label`.
 
     Args:
-        parts: the files, and the numbers of the records in them, in order.
-        classes: names of the classes; empty: the records have no labels.
-        labelled: whether the records get the field `label`.
+        parts: pairs of an Arrow file and the numbers of its records that belong to the split, in order.
+        classes: names of the classes; empty if the data have no labels.
+        labelled: if true, the records have the field `label`.
         fingerprint: text that changes if the records change.
         base: folder that relative paths of images start from.
         channels: channels of decoded images.
@@ -52,7 +54,7 @@ class TableRecords:
         return (self[number] for number in range(len(self)))
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several records at once, in the given order."""
+        """Return the records with the given numbers as a list of dicts, in this order."""
         wanted = np.asarray(numbers)
         records: list[dict[str, Any]] = [{} for _ in numbers]
         owner = np.searchsorted(self._ends, wanted, side="right")

@@ -74,9 +74,9 @@ def aligned(
         student: the student's tokenizer: a folder with a tokenizer.json, the file itself, or a Hugging Face hub id.
         teacher: the teacher's tokenizer, given in the same way.
         length: the student's tokens per row.
-        teacher_length: the teacher's tokens per row; 0: the same as `length`.
-        end: a token of the student to add after each document; empty: none.
-        teacher_end: a token of the teacher to add after each document; empty: none.
+        teacher_length: the teacher's tokens per row; 0 means the same as `length`.
+        end: a token of the student to add after each document; empty for none.
+        teacher_end: a token of the teacher to add after each document; empty for none.
         field: the field of the data set that holds the text.
 
     Raises:
@@ -129,7 +129,7 @@ def _align(student: Any, teacher: Any, end_ids: Sequence[int]) -> AlignedText:
     Args:
         student: the text as encoded by the student's tokenizer, a `tokenizers.Encoding`.
         teacher: the text as encoded by the teacher's tokenizer.
-        end_ids: ids of the student's and the teacher's token to add after the text; empty: none.
+        end_ids: ids of the student's and the teacher's token to add after the text; empty if none is added.
     """
     student_ids, teacher_ids = ([*tok.ids, *end_ids[n : n + 1]] for n, tok in enumerate((student, teacher)))
     sizes = span_sizes(np.array(student.offsets), np.array(teacher.offsets))
@@ -201,7 +201,7 @@ def pack_aligned(texts: Sequence[AlignedText], length: int, teacher_length: int)
 
 
 def _edges(sizes: np.ndarray, lengths: tuple[int, int]) -> list[int]:
-    """Return the number of the first span in each row, followed by the number of spans.
+    """Return a list with the number of the first span in each row, followed by the number of all spans.
 
     A row (token sequence of fixed length) takes as many spans as fit for both models.
 
@@ -220,8 +220,8 @@ def _edges(sizes: np.ndarray, lengths: tuple[int, int]) -> list[int]:
 def _span_numbers(sizes: np.ndarray, document: np.ndarray, row: np.ndarray, edges: list[int]) -> np.ndarray:
     """Number the spans in each row (token sequence of fixed length) from 1, `[spans]`; 0 marks a span without number.
 
-    A span has no number if it contains no token of one of the models. Nor has it one if a model cannot predict the
-    span's first token, because no token of the same document precedes this token in the row.
+    A span has no number if one of the models has no token in the span, or cannot predict the span's first token. A
+    model cannot predict a token if no token of the same document precedes this token in the row.
 
     Args:
         sizes: number of student tokens and of teacher tokens in each span, `[spans, 2]`.

@@ -28,7 +28,7 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         length: tokens per row.
         pack: if true, documents follow each other without a gap; otherwise each document begins a new row, and the last
             row of each document is padded.
-        end: a token to add after each document, such as `<|endoftext|>`; empty: none.
+        end: a token to add after each document, such as `<|endoftext|>`; empty for none.
         field: the field of the data set that holds the text.
 
     Raises:
@@ -66,7 +66,11 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
 
 
 def serving_documents(length: int, end: str, field: str) -> str:
-    """Return the spec string with which a language model is used: each document in rows of its own."""
+    """Return the spec string of the tokenization for inference with a trained language model.
+
+    A spec string is a registered name with arguments, as text. Here it is `documents` without packing, so that each
+    document begins a new row (token sequence).
+    """
     return f"documents(tokenizer='.', length={length}, pack=False, end={end!r}, field={field!r})"
 
 
@@ -86,7 +90,9 @@ def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Colu
 
 
 class _Packer:
-    """Divides documents into rows as they come: a row is complete when the token after it is known.
+    """A packer that divides documents into rows (token sequences of one length) while documents are added.
+
+    A row is complete when the token after it is known, because this token is the label of the last token of the row.
 
     Args:
         length: tokens per row.
@@ -99,7 +105,7 @@ class _Packer:
         self._documents: list[np.ndarray] = []  # number of the document of each token, from 1; 0: padding
 
     def add(self, texts: Sequence[np.ndarray]) -> None:
-        """Add documents, the token ids of each, `[tokens]` int32."""
+        """Add documents, each an array of token ids, `[tokens]` int32."""
         for text in texts:
             self._count += 1
             padding = (0, 0 if self._pack else -len(text) % self._length)
@@ -107,14 +113,14 @@ class _Packer:
             self._documents.append(np.pad(np.full(len(text), self._count, np.int32), padding))
 
     def full_rows(self) -> Columns:
-        """Return the rows that are complete, perhaps none, and forget them."""
+        """Remove the rows that are complete, of which there may be none, and return them, `{field: [rows, length]}`."""
         tokens, documents = self._flat()
         end = max(0, (len(tokens) - 1) // self._length * self._length)  # the last token's label is not known yet
         self._tokens, self._documents = [tokens[end:]], [documents[end:]]
         return _rows(tokens[: end + 1], documents[: end + 1], self._length) if end else _rows(*_NOTHING, self._length)
 
     def last_rows(self) -> Columns:
-        """Return all remaining rows; the last one is filled up with padding."""
+        """Return all remaining rows, `{field: [rows, length]}`; the last row is filled up with padding."""
         tokens, documents = self._flat()
         padding = (0, -len(tokens) % self._length + 1)  # and one token that stands for what follows
         return _rows(np.pad(tokens, padding), np.pad(documents, padding), self._length)
@@ -128,7 +134,7 @@ _NOTHING = np.zeros(1, np.int32), np.zeros(1, np.int32)
 
 
 def _rows(tokens: np.ndarray, documents: np.ndarray, length: int) -> Columns:
-    """Return the rows of a stream of tokens.
+    """Divide the tokens of packed documents into rows, `{field: [rows, length]}`; see `documents` for the fields.
 
     Args:
         tokens: ids of the tokens of the rows, and of the token that follows, `[rows * length + 1]`.

@@ -47,7 +47,7 @@ def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] =
 
 
 def ids_by_text(tokenizer: Any) -> dict[bytes | str, int]:
-    """Return the ids of a tokenizer's tokens by the text of the token, decoded to bytes: `{text: id}`.
+    """Return a dict `{text: id}` of the tokens of a tokenizer, whose keys are the texts of the tokens as bytes.
 
     Tokens that were added to the vocabulary, such as [CLS], are listed by name, as a string. If several tokens have the
     same text, only the first one is listed.

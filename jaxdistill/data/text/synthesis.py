@@ -32,7 +32,7 @@ class PromptTemplate(NamedTuple):
 
     template: the prompt; `{text}` is replaced by a real text
     form: a regular expression that the whole text of an example must match; its named groups become further fields
-    until: a text that ends an answer, such as a blank line; empty: the whole answer is used
+    until: a text that ends an answer, such as a blank line; if it is empty, the whole answer is used
     """
 
     template: str
@@ -44,7 +44,10 @@ class PromptTemplate(NamedTuple):
         return self.template.replace(PLACEHOLDER, text)
 
     def record(self, answer: str) -> dict[str, str] | None:
-        """Make an example `{field: text}` from an answer of the teacher; None if the text does not match `form`."""
+        """Convert an answer of the teacher to an example, a dict `{field: text}`.
+
+        Return None if the text of the example does not match the regular expression `form`.
+        """
         answer = answer.partition(self.until)[0] if self.until else answer
         text = (self.template.rpartition(PLACEHOLDER)[2] + answer).strip()
         match = re.fullmatch(self.form, text)
@@ -55,7 +58,9 @@ MOST_PARTS = 2**20  # files of one data set
 
 
 def parts(rows: int, size: int) -> list[tuple[int, range]]:
-    """Divide the answers of a teacher into parts, each generated and written together: (part number, range of answers).
+    """Divide the answers of a teacher into parts, and return a list of pairs (part number, range of answer numbers).
+
+    The answers of a part are generated together and written to one file.
 
     Args:
         rows: number of answers in the data set.
@@ -65,7 +70,9 @@ def parts(rows: int, size: int) -> list[tuple[int, range]]:
 
 
 def write_generation_settings(folder: Path, about: Mapping[str, Any]) -> None:
-    """Create the folder of a generated data set with its manifest.json, or check that the existing file is the same.
+    """Write the manifest.json of a generated data set, or check that the existing file has the same content.
+
+    The folder is created if it is missing, and a damaged file is written again.
 
     Args:
         folder: folder of the data set.
@@ -87,7 +94,7 @@ def write_generation_settings(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def is_file_of_set(name: str) -> bool:
-    """Return True if a generated data set may have a file of this name."""
+    """Return True if a file name, such as `00003.jsonl`, is one that a generated data set may contain."""
     return re.fullmatch(r"(manifest|test|\d{5,})\.jsonl?", name) is not None
 
 
@@ -103,12 +110,15 @@ def write_part(folder: Path, number: int, records: Iterable[Mapping[str, str]]) 
 
 
 def missing_parts(folder: Path, rows: int, size: int) -> list[tuple[int, range]]:
-    """List the parts of a generated data set that are missing or damaged, each as (part number, range of answers).
+    """List the parts (files) of a generated data set that are missing or damaged.
 
     Args:
         folder: folder of the data set.
         rows: number of answers in the whole data set.
         size: answers per part.
+
+    Returns:
+        A list of pairs (part number, range of answer numbers).
     """
     return [(number, part) for number, part in parts(rows, size) if not _is_good(_part_file(folder, number))]
 
@@ -128,7 +138,7 @@ def _write_records(file: Path, records: Iterable[Mapping[str, str]]) -> None:
 
 
 def _identity(file: Path) -> dict[str, str]:
-    """Return what tells a part from others of its number: the settings of its data set."""
+    """Return a dict that identifies a file of a data set in its seal: the file's name and a hash of the settings."""
     settings = file.with_name("manifest.json")
     return {"part": file.stem} | ({"settings": seal.sha256(settings)} if settings.is_file() else {})
 
@@ -146,7 +156,9 @@ def _is_good(file: Path) -> bool:
 
 @datasets.register
 def synthetic(folder: str, split: str) -> list[dict[str, str]]:
-    """Load a data set that `jaxdistill synthesize` wrote: texts of a teacher in `train`, real texts in `test`.
+    """Load a split of a data set of generated texts that the command `jaxdistill synthesize` wrote.
+
+    The split `train` has texts that a teacher generated, and the split `test` has real texts.
 
     Args:
         folder: the folder of the data set.
@@ -154,7 +166,7 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
 
     Raises:
         ValueError: the data set does not exist, or is not finished.
-        DamageError: its description or its test split is damaged.
+        DamageError: the manifest.json or the test split of the data set is damaged.
         KeyError: there is no such split.
     """
     path, cure = Path(folder).expanduser(), "the same `jaxdistill synthesize` command writes it again"

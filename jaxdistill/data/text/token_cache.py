@@ -36,7 +36,9 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
 def tokenise(
     tokenization: Tokenization, source: str, open_records: Callable[[], Records], folder: Path, title: str
 ) -> Records:
-    """Return the examples of a data set with tokenised texts: from the cache, or tokenised now and added to the cache.
+    """Return the examples of a data set with tokenised texts, from the cache on disk if it has them.
+
+    Otherwise, tokenise the texts and add them to the cache. If the cache cannot be written, keep the tokens in memory.
 
     Args:
         tokenization: the tokenizer and its settings.
@@ -94,13 +96,16 @@ def tokenise(
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
-    """Return a hash of the contents of all tokenizer files, those of student and teachers; file names do not matter."""
+    """Return a hash of the contents of the student's and the teachers' tokenizer files; file names do not matter."""
     files = (tokenization.file, *tokenization.others.values())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def fingerprint(records: Records) -> str:
-    """Return a hash of the content of all examples, for data sets that are made by code, which may change."""
+    """Return a hash of the content of all examples of a split, as hexadecimal text.
+
+    It is needed for data sets that are made by code, because this code may change.
+    """
     digest = hashlib.sha256()
     for chunk in _chunks(records, ""):
         for field, column in sorted(chunk.items()):
@@ -110,7 +115,7 @@ def fingerprint(records: Records) -> str:
 
 
 def _content(column: np.ndarray) -> bytes:
-    """Return all values of a column of records as bytes."""
+    """Return all values of one field (a column of the records) as bytes, for a hash."""
     if column.dtype != object:
         return column.tobytes()
     if not any(isinstance(value, np.ndarray) for value in column):
@@ -120,7 +125,10 @@ def _content(column: np.ndarray) -> bytes:
 
 
 def _chunks(records: Records, message: str) -> Iterator[Columns]:
-    """Yield the records in chunks; if the first takes so long that all need seconds, write `message` to stderr."""
+    """Yield the records in chunks of `CHUNK`, each a dict of arrays `{field: [records, ...]}`.
+
+    Write `message` to stderr if the first chunk was so slow that all chunks together will take more than 3 seconds.
+    """
     start = time.perf_counter()
     edges = [*range(0, len(records), CHUNK), len(records)]
     for count, (first, last) in enumerate(pairwise(edges)):
@@ -130,7 +138,10 @@ def _chunks(records: Records, message: str) -> Iterator[Columns]:
 
 
 def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any]) -> int:
-    """Write tokenised texts part by part, so that they need not fit into memory; return how many are too long."""
+    """Write tokenised texts to a cache folder, and return how many of them are too long; see `Tokenized.too_long`.
+
+    The texts are written part by part, so that they need not fit into memory.
+    """
     counts = {"tokens": 0, "cut": 0}
     with new_folder(cache) as draft:
         with contextlib.ExitStack() as stack:
@@ -148,10 +159,10 @@ def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any])
 
 
 class ArrayFile:
-    """A `.npy` file to which rows are appended; the number of rows is written into its heading at the end.
+    """A `.npy` file to which rows are appended; the number of rows is written into its header when it is closed.
 
     Args:
-        file: the file.
+        file: path of the file.
     """
 
     def __init__(self, file: Path):
@@ -162,10 +173,10 @@ class ArrayFile:
         return self
 
     def append(self, rows: np.ndarray) -> None:
-        """Append rows, `[rows, ...]`.
+        """Append an array of rows, `[rows, ...]`, to the file.
 
         Raises:
-            ConfigError: they have another shape or dtype than the first ones.
+            ConfigError: the shape of a row, or the dtype, differs from that of the first rows.
         """
         if self._like is None:
             self._like = rows[:0]
@@ -177,7 +188,7 @@ class ArrayFile:
         self._rows += len(rows)
 
     def _heading(self, rows: int) -> bytes:
-        """Return the heading of the file; NumPy gives it one size for any number of rows."""
+        """Return the `.npy` header for a number of rows; its size does not depend on this number."""
         assert self._like is not None
         about = {"descr": np.lib.format.dtype_to_descr(self._like.dtype), "fortran_order": False}
         buffer = io.BytesIO()
@@ -192,14 +203,14 @@ class ArrayFile:
 
 
 def _open_cache(cache: Path, wanted: Mapping[str, Any]) -> Records:
-    """Open a folder of tokenised texts.
+    """Open a cache folder of tokenised texts as records whose arrays are memory-mapped.
 
     Args:
         cache: the folder.
-        wanted: entries of its description that tell it from others: source of the texts, tokenizer and settings.
+        wanted: entries that its manifest.json must have: source of the texts, hash of the tokenizer files, settings.
 
     Raises:
-        DamageError: a file is missing or has changed, or the folder holds other tokens.
+        DamageError: a file is missing or has changed, or the manifest.json has other entries.
     """
     try:
         about = seal.read(cache / "manifest.json", {"fields": list, "vocabulary": int, "files": dict}, required=True)

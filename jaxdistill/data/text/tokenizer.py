@@ -41,7 +41,7 @@ def find(name: str) -> Path:
 
 
 def _extract_from_gguf(file: Path) -> Path:
-    """Return the tokenizer.json of a GGUF file, which is extracted once into the cache folder."""
+    """Extract the tokenizer of a GGUF file into the cache folder, once, and return the path of its tokenizer.json."""
     from jaxdistill.models.hub.gguf import Gguf
     from jaxdistill.models.hub.gguf_tokenizer import write_tokenizer
 
@@ -82,13 +82,13 @@ def load(file: Path) -> Any:
 
 
 def encode(tokenizer: Any, texts: list[Any], special: bool = True, fast: bool = True) -> list[Any]:
-    """Return the encodings of texts, or of pairs of texts.
+    """Tokenise texts, or pairs of texts, and return a list of `tokenizers.Encoding`, one for each.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
-        texts: the texts.
-        special: add special tokens.
-        fast: leave out the places of tokens in the text.
+        texts: the texts, or the pairs of texts.
+        special: if true, special tokens are added.
+        fast: if true, the encodings have no character offsets of the tokens, which saves time.
 
     Raises:
         ConfigError: the tokenizer cannot encode one of the texts.
@@ -101,7 +101,10 @@ def encode(tokenizer: Any, texts: list[Any], special: bool = True, fast: bool = 
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return how many embeddings a model needs for a tokenizer: the largest token id plus 1, as ids may have gaps."""
+    """Return the number of embeddings that a model needs for a tokenizer, which is the largest token id plus 1.
+
+    The tokenizer may have fewer tokens, because its ids may have gaps.
+    """
     return 1 + max(tokenizer.get_vocab().values())
 
 

@@ -49,12 +49,12 @@ class Tokenization(NamedTuple):
     labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
     others: the tokenizer.json of each teacher with fields of its own, for another tokenizer or other texts, by the
         prefix of these fields
-    row_bytes: bytes of the arrays of one example's row; 0: rows are packed from several examples
+    row_bytes: bytes of all arrays for the row of one example; 0 if a row is packed from several examples
     texts: fields of an example that hold its texts
-    serving: spec string of the tokenization with which the trained model is used, where `tokenizer='.'` stands for the
-        student's tokenizer; empty: it cannot be used
-    shared: function without arguments that returns the tokens which the vocabularies of student and teacher share;
-        None: the tokenization does not align the tokens of two tokenizers
+    serving: spec string (a registered name with arguments, as text) of the tokenization for inference with the trained
+        model, where `tokenizer='.'` stands for the student's tokenizer; empty if the tokenization defines none
+    shared: function without arguments that returns the tokens which the vocabularies of student and teacher share; None
+        if the tokenization does not align the tokens of two tokenizers
     """
 
     file: Path
@@ -69,7 +69,10 @@ class Tokenization(NamedTuple):
 
     @property
     def own_fields(self) -> list[str]:
-        """Return the fields with tokens of the student's tokenizer: `input_ids`, and other texts in the same tokens."""
+        """Return the names of the fields that hold token ids of the student's tokenizer, as a list.
+
+        The first is `input_ids`. Another, such as `teacher/input_ids`, follows if it holds ids of the same tokenizer.
+        """
         same = [prefix for prefix, file in self.others.items() if file == self.file]
         return [f"{prefix}input_ids" for prefix in ("", *same)]
 
@@ -88,17 +91,17 @@ def sentences(
     Adds `input_ids` and `attention_mask` `[rows, length]` (int32; 1 for a real token), and `token_type_ids` for pairs.
     Other fields of the data set, such as `label` and `label_probs`, are kept. A pair that is too long loses tokens of
     its longer text first. For a teacher with another tokenizer, or of other texts, the same fields are added with the
-    prefix `teacher/`; set the config key `teachers.NAME.reads` to `teacher/`, so that the teacher reads these fields. A
-    student can so learn a language that its teacher does not know, from texts and their translations: Reimers and
-    Gurevych, 2020 (arxiv.org/abs/2004.09813).
+    prefix `teacher/`; set the config key `teachers.NAME.reads` to `teacher/`, so that the teacher reads these fields.
+    In this way, a student can learn a language that its teacher does not know, from texts and their translations:
+    Reimers and Gurevych, 2020 (arxiv.org/abs/2004.09813).
 
     Args:
         tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
         length: tokens per row; longer texts are truncated, and shorter ones padded.
         fields: the fields of the data set that hold texts: one, or two for a pair.
-        teacher: the teacher's tokenizer, given like `tokenizer`; empty: the teacher uses the student's tokenizer.
-        teacher_length: the teacher's tokens per row; 0: the same as `length`.
-        teacher_fields: the fields that the teacher reads, such as the English text; empty: the same as `fields`.
+        teacher: the teacher's tokenizer, given like `tokenizer`; empty if the teacher uses the student's tokenizer.
+        teacher_length: the teacher's tokens per row; 0 means the same as `length`.
+        teacher_fields: the fields that the teacher reads, such as the English text; if empty, the same as `fields`.
 
     Raises:
         ValueError: there is no such tokenizer, a length is below 1, or there are not one or two fields.
@@ -163,21 +166,21 @@ def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
 
 
 def joined(parts: Iterable[Tokenized]) -> Tokenized:
-    """Return the parts of tokenised texts as one, in memory."""
+    """Concatenate the parts of tokenised texts in memory, and return them as one `Tokenized`."""
     every = list(parts)
     columns = {field: np.concatenate([part.columns[field] for part in every]) for field in every[0].columns}
     return Tokenized(columns, sum(part.tokens for part in every), sum(part.too_long for part in every))
 
 
 def texts_of(records: Columns, field: str) -> list[str]:
-    """Return the texts in one field of a chunk of examples (records).
+    """Return the texts in one field of a chunk of examples (records), as a list of strings.
 
     Args:
         records: the examples, `{field: [records, ...]}`.
         field: name of the field.
 
     Raises:
-        ConfigError: the examples have no such text field.
+        ConfigError: the examples have no such text field, or a text is not UTF-8.
     """
     column = records.get(field)
     if column is None or not _is_text(column):
@@ -212,7 +215,7 @@ def _padded(encodings: Sequence[Any], length: int, padding: int, typed: bool) ->
 
 
 def check_length(length: int) -> int:
-    """Return `length`, the number of tokens in a row (token sequence), if it is possible.
+    """Check that the length of a row (the number of tokens in a sequence) is allowed, and return this length.
 
     Raises:
         ValueError: the length is below 1 or above `LONGEST`.

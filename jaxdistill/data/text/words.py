@@ -20,7 +20,7 @@ def replace_tokens(share: float, length: int, tokenizer: str, by: str = "") -> T
         share: probability that a token is replaced, from 0 to 1.
         length: tokens per row (token sequence), the same as in the config key `data.tokens`.
         tokenizer: the tokenizer in the config key `data.tokens`.
-        by: the token that replaces others, such as `[MASK]`; empty: a uniform random token of the vocabulary.
+        by: the token that replaces others, such as `[MASK]`; if empty, a uniform random token of the vocabulary.
 
     Raises:
         ValueError: `share` or `length` is out of range, or there is no such tokenizer.

@@ -1,16 +1,19 @@
-"""Measure how many bits of a teacher a model has, beyond the labels and beyond networks that learned from labels alone.
+"""Measure the information about a teacher, in bits, that a model's outputs add to labels and label-trained networks.
 
-Accuracy and agreement do not tell a distilled network from one that learned from labels; this does. The measure is a
-conditional V-information with linear predictors V: of two ridge regressions of the teacher's centred log-probabilities
+Accuracy and agreement do not tell a distilled network from one that learned from labels; this measure does. It is a
+conditional V-information with linear predictors V. Two ridge regressions predict the teacher's centred
+log-probabilities, with the cross-validated residuals
 
     E0    from the label and the log-probabilities of the known networks
-    E1    from the same, and the outputs of the model
+    E1    from the same inputs and the outputs of the model
 
-the cross-validated residuals are compared: `bits = sum_c 1/2 log2(mean E0_c^2 / mean E1_c^2)` per record. The share of
-a record is its gain in log-likelihood under normal residuals, whose mean over the records is `bits`.
+The result is `bits = sum_c 1/2 log2(mean E0_c^2 / mean E1_c^2)` per record, a sum over the classes c. The bits of one
+record are its gain in log-likelihood under normal residuals, whose mean over the records is `bits`.
 
-A network that was not trained scores above zero, because its outputs are new to the regression: it is the floor.
-Without known networks, an ordinary control scores high. To tell two teachers apart, students of the other are known.
+Known networks are those whose information does not count, usually networks trained on labels alone. Without them, an
+ordinary control (the student's network trained on labels) scores high. To tell two teachers apart, make the students of
+the other teacher known too. An untrained network scores above zero, because its outputs are new to the regression: its
+score is the floor.
 
 Sources: Xu et al., A Theory of Usable Information Under Computational Constraints, 2020 (arxiv.org/abs/2002.10689);
 Hewitt et al., Conditional probing, 2021 (arxiv.org/abs/2109.09234); of a record: Ethayarajh et al., Understanding
@@ -29,12 +32,12 @@ MOST_COLUMNS = 8192  # of a regression, whose time grows with their cube
 
 
 class Bits(NamedTuple):
-    """Bits of a teacher that a model has beyond what is known, per record.
+    """The information about a teacher that a model's outputs add to labels and known networks, in bits per record.
 
-    total: over all classes
-    low, high: 95 % interval of the total, over the records
-    by_class: of each class's log-probability, `[classes]`; they add up to the total
-    by_record: of each record, `[records]`; their mean is the total
+    total: bits over all classes
+    low, high: limits of the 95 % confidence interval of the total, over the records
+    by_class: bits of each class's log-probability, `[classes]`; their sum is the total
+    by_record: bits of each record, `[records]`; their mean is the total
     """
 
     total: float
@@ -51,12 +54,15 @@ def bits_beyond(
     labels: Int[np.ndarray, " records"],
     seed: int = 0,
 ) -> Bits:
-    """Compute how many bits of a teacher's log-probabilities a model predicts beyond what is known.
+    """Compute the bits about a teacher's log-probabilities that a model's outputs add to labels and known networks.
+
+    Two ridge regressions predict the log-probabilities, without and with the outputs of the model. The bits measure how
+    much smaller the cross-validated residuals of the second one are; see the module.
 
     Args:
         teacher: logits of the teacher.
         outputs: outputs of the model: its logits, or the units of a layer.
-        known: logits of networks that learned from labels alone, or from another teacher.
+        known: logits of each known network, which learned from labels alone, or from another teacher.
         labels: class of each record.
         seed: random seed of the division into folds.
 
@@ -83,7 +89,7 @@ def bits_beyond(
 
 
 def centred(logits: Float[np.ndarray, "records classes"]) -> Float[np.ndarray, "records classes"]:
-    """Return log-probabilities minus their mean over the classes, in float64; those of logits are the same."""
+    """Centre logits: subtract their mean over the classes, in float64. Log-probabilities give the same result."""
     logits = np.asarray(logits, np.float64)
     return logits - logits.mean(axis=1, keepdims=True)
 
@@ -93,9 +99,10 @@ def residuals(
     columns: Float[np.ndarray, "records columns"],
     folds: Int[np.ndarray, " records"],
 ) -> Float[np.ndarray, "records classes"]:
-    """Return what a ridge regression leaves of the targets of each fold, fitted on the other folds.
+    """Return the cross-validated residuals of a ridge regression of `targets` on `columns`.
 
-    The columns are standardised; one that is constant in the other folds, to float32's precision, is left out.
+    The residuals of each fold are those of a regression fitted on the other folds. Columns are standardised; a column
+    that is constant in the other folds, to float32's precision, is left out.
     """
     residual = np.empty_like(targets)
     for fold in range(FOLDS):

@@ -116,7 +116,7 @@ def mask_gradients(model: Model, variables: Variables, batch: Mapping[str, Array
 def _output_kernels(params: Mapping[str, Array], outputs: Outputs) -> tuple[list[str], tuple[int, int]]:
     """Return the names of the attention output kernels in the order of layers, and `(layers, heads)`.
 
-    `outputs` are the shapes of the model's outputs; their attentions tell the number of heads.
+    `outputs` are the shapes of the model's outputs; the number of heads is read from the shapes of the attentions.
     """
     names = sorted(filter(OUT.fullmatch, params), key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     layers = sum(params[name].shape[0] if params[name].ndim == 3 else 1 for name in names)

@@ -1,10 +1,10 @@
-"""Make the network of relations between classes that a network sees: which classes it takes for each other.
+"""Compute the relations between classes that a network has learned: which other classes it finds probable for a class.
 
     A[c, j] = mean over the records of class c of softmax(logits / T)[j], for j != c
 
-A class's nearest ones are the largest entries of its row. A relation of a teacher is kept by a student that has the
-same class among its nearest. Two networks that learned from the same labels share many relations, so that a control
-stands beside every number.
+A[c, j] is the strength of the relation from class c to class j. The nearest classes of c have the largest strengths in
+row c. A student keeps a relation of its teacher if it has the same class among the nearest ones. Two networks that
+learned from the same labels share many relations; compare with a control (the student's network trained on labels).
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,14 @@ def relations(
     labels: Int[np.ndarray, " records"],
     temperature: float = TEMPERATURE,
 ) -> Float[np.ndarray, "classes classes"]:
-    """Compute the strength of the relation of each class (row) to each other one (column).
+    """Compute how strongly a network relates each class (row) to each other class (column).
+
+    The strength is the mean probability, at temperature T, of the column's class over the records of the row's class.
 
     Args:
         logits: logits of the network.
         labels: class of each record.
-        temperature: T.
+        temperature: T, by which the logits are divided before the softmax.
 
     Returns:
         The strengths, from 0 to 1; the diagonal, and the row of a class without records, are 0.
@@ -44,16 +46,18 @@ def relations(
 
 
 def number_of(classes: int) -> int:
-    """Return how many nearest classes are compared: three, or of few classes at most half of the others."""
+    """Return the number of nearest classes to compare: 3, but at most half of the other classes, and at least 1."""
     return max(1, min(MOST, (classes - 1) // 2))
 
 
 def nearest(strengths: Float[np.ndarray, "classes classes"], number: int = 0) -> list[list[int]]:
-    """Return the nearest classes of each class, the strongest relation first; of a class without records none.
+    """Return a list of the nearest classes (those with the strongest relation) for each class, the nearest one first.
+
+    The list of a class without records is empty.
 
     Args:
-        strengths: what `relations` returns.
-        number: nearest classes of each class; 0: `number_of` the classes.
+        strengths: strengths of the relations between classes, from `relations`.
+        number: number of nearest classes of each class; 0 means the number from `number_of`.
     """
     number = number or number_of(len(strengths))
     order = np.argsort(-strengths, axis=1, kind="stable")
@@ -61,19 +65,24 @@ def nearest(strengths: Float[np.ndarray, "classes classes"], number: int = 0) ->
 
 
 def share_kept(teacher: Sequence[Sequence[int]], model: Sequence[Sequence[int]]) -> float:
-    """Return the share of a teacher's relations, as `nearest` lists them, that a model has; NaN if there are none."""
+    """Return the share of a teacher's relations between classes that a model has too; NaN if the teacher has none.
+
+    Args:
+        teacher, model: the nearest classes of each class, from `nearest`.
+    """
     kept = [j in model[c] for c, row in enumerate(teacher) for j in row]
     return float(np.mean(kept)) if kept else float("nan")
 
 
 def edges(strengths: Float[np.ndarray, "classes classes"], number: int = 0) -> tuple[Edge, ...]:
-    """Return the relations as edges of a graph, each once: `(class, class, strength)`.
+    """Return the relations between classes as edges of an undirected graph, tuples `(class, class, weight)`.
 
-    A pair is joined if one is among the nearest of the other. Its weight is the geometric mean of both strengths.
+    Two classes are joined if one is among the nearest classes of the other. The weight is the geometric mean of the
+    strengths in both directions; edges with the weight 0 are left out.
 
     Args:
-        strengths: what `relations` returns.
-        number: nearest classes of each class; 0: `number_of` the classes.
+        strengths: strengths of the relations between classes, from `relations`.
+        number: number of nearest classes of each class; 0 means the number from `number_of`.
     """
     pairs = sorted({(min(c, j), max(c, j)) for c, row in enumerate(nearest(strengths, number)) for j in row})
     weights = {(a, b): float(np.sqrt(strengths[a, b] * strengths[b, a])) for a, b in pairs}

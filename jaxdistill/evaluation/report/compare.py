@@ -14,13 +14,13 @@ IGNORED_KEYS = ("logging.", "distributed.")  # keys that do not change a result
 
 
 class ComparedRun(NamedTuple):
-    """A run on a page that compares several.
+    """One of the runs on a page that compares several runs.
 
     folder: folder of the run
-    name: what the run is called on the page: the end of its folder, as long as it takes to differ from the others
+    name: name of the run on the page: the last parts of its folder, as many as distinguish it from the other runs
     row: the row of the compared model in the run's result table
     config: all keys of the run's config, by path
-    pair: comparison with the first run on the same test records, the fields of `PairedRecords`; None: not possible
+    pair: comparison with the first run on the same test records, the fields of `PairedRecords`; None if not possible
     title: title of the run
     """
 
@@ -33,7 +33,7 @@ class ComparedRun(NamedTuple):
 
 
 def cells(runs: Sequence[ComparedRun]) -> list[list[str]]:
-    """Format the results of the runs as rows of text; the first row is the heading."""
+    """Format the results of the compared runs as a table of text, one row per run; the first row is the heading."""
     rows = [run.row for run in runs]
     shown = table.columns_of(rows)
     compared = any(run.pair for run in runs)
@@ -53,14 +53,17 @@ def _difference(pair: Mapping[str, Any] | None) -> tuple[str, str, str]:
 
 
 def text_table(runs: Sequence[ComparedRun]) -> str:
-    """Return the results of the runs as a table for the terminal, and why some were not compared by a test."""
+    """Return the results of the compared runs as a table for the terminal, and name the runs that could not be tested.
+
+    A run is tested against the first one (McNemar's test) if both have the same labelled test records.
+    """
     untested = [run.name for run in runs[1:] if run.pair is None]
     reason = f"No test for {', '.join(untested)}: not known to have the test records of {runs[0].name}, with labels."
     return "\n".join([aligned(cells(runs)), *([reason] if untested else [])])
 
 
 def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
-    """Return the config keys in which the runs differ, with the value of each run; the first row is the heading."""
+    """Return a table of text with the config keys in which the runs differ, under a heading; one column per run."""
     keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(IGNORED_KEYS))
     unlike = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
     heading = ["key", *(run.name for run in runs)]
@@ -99,7 +102,7 @@ def _link(run: ComparedRun, place: Path) -> Markup:
 
 
 def _figure(runs: Sequence[ComparedRun]) -> Markup:
-    """Draw the accuracy of each run; without labels, nothing is drawn."""
+    """Draw the accuracy of each run; return an empty string if fewer than two runs have an accuracy."""
     values = [(run.name, 100 * run.row["accuracy"]) for run in runs if run.row.get("accuracy") is not None]
     if len(values) < 2:
         return Markup()

@@ -40,7 +40,7 @@ def svg(
         draw: function that draws on an empty figure.
         size: width and height in inches.
         description: description of the figure for screen readers.
-        png: file to which the figure is also written as PNG; None: no file.
+        png: file to which the figure is also written as PNG; None for no such file.
     """
     import matplotlib.style
     from matplotlib.figure import Figure

@@ -42,7 +42,7 @@ def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None
         rows: the results of the arms.
         baseline: name of the arm that the others are compared with.
         label: label of the horizontal axis, with the unit.
-        png: file to which the figure is also written as PNG; None: no file.
+        png: file to which the figure is also written as PNG; None for no such file.
     """
 
     def draw(figure: "Figure") -> None:

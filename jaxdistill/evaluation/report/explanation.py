@@ -1,4 +1,8 @@
-"""The sections of a page about what arrived of a teacher: `explanation.json` as tables, a figure and plain words."""
+"""Build the page sections about what a student has learned from its teachers, from `explanation.json`.
+
+The file holds two measures: bits (information about the teacher in a model's outputs), and relations between classes
+(which other classes the teacher finds probable for a class).
+"""
 
 import math
 from collections.abc import Mapping
@@ -43,7 +47,7 @@ MEANING = (
 
 
 def owner(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an explanation belongs to: the random name of a run, and its number of steps.
+    """Return the identity of the run that `explanation.json` belongs to: a dict with its random name and its steps.
 
     Args:
         results: the content of `results.json`.
@@ -52,11 +56,15 @@ def owner(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the explanation of a run; empty: there is none, or it is damaged or of another run or number of steps.
+    """Read `explanation.json`, the measures of what the models of a run have learned from its teachers.
 
     Args:
         workdir: folder of the run.
         results: the content of its `results.json`.
+
+    Returns:
+        The content of the file. It is empty if there is no such file, and also, with a note, if the file is damaged or
+        belongs to another run or to another number of steps.
     """
     try:
         content = seal.read(workdir / FILE, TYPES, required=True)
@@ -71,7 +79,7 @@ def read(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cells(content: Mapping[str, Any]) -> list[list[str]]:
-    """Format the bits of each model as rows of text; the first row is the heading.
+    """Format the bits (information about the teacher) of each model as a table of text; the first row is the heading.
 
     Args:
         content: the content of `explanation.json`.
@@ -102,7 +110,10 @@ def _kept_title(content: Mapping[str, Any]) -> str:
 
 
 def by_class(content: Mapping[str, Any]) -> list[list[str]]:
-    """Format the bits of each class as rows of text, the class with most of the student's bits first."""
+    """Format each model's bits (information about the teacher) by class, as a table of text with a heading.
+
+    The first class is the one with most bits in the first row of `content`, usually that of the student.
+    """
     rows, names = content["rows"], content["classes"]
     heading = ["class", *(_title(row, rows) for row in rows)]
     order = sorted(range(len(names)), key=lambda number: -rows[0]["by_class"][number]) if rows else []
@@ -115,7 +126,7 @@ def _title(row: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> str:
 
 
 def meaning(content: Mapping[str, Any]) -> str:
-    """Say in plain words what the bits are, and what they are not."""
+    """Return a text that explains what the bits (information about the teacher) measure, and what they do not."""
     number = len(content["known"])
     known = "a network that" if number == 1 else f"{number} networks that"
     text = f"{known} learned from labels alone ({', '.join(content['known'])})"
@@ -125,12 +136,14 @@ def meaning(content: Mapping[str, Any]) -> str:
 
 
 def text_table(content: Mapping[str, Any]) -> str:
-    """Return the bits of each model as a table for the terminal, with what they mean."""
+    """Return the bits (information about the teacher) of each model as a terminal table, and explain their meaning."""
     return f"{aligned(cells(content))}\n{meaning(content)}"
 
 
 def relation_cells(content: Mapping[str, Any], teacher: str) -> list[list[str]]:
-    """Format the relations of a teacher as rows of text: the nearest classes of each, and those that each model has.
+    """Format the classes that a teacher confuses with each class as a table of text, beside those that models share.
+
+    The first row is the heading. There is a column for each model.
 
     Args:
         content: the content of `explanation.json`.
@@ -147,7 +160,9 @@ def relation_cells(content: Mapping[str, Any], teacher: str) -> list[list[str]]:
 
 
 def network(content: Mapping[str, Any], teacher: str) -> Markup:
-    """Draw the relations of a teacher between classes: those that the student has, and those that it lacks.
+    """Draw the graph of the classes that a teacher confuses with each other.
+
+    Edges that the student shares are orange; the others are grey and dashed.
 
     Args:
         content: the content of `explanation.json`.
@@ -184,10 +199,10 @@ def network(content: Mapping[str, Any], teacher: str) -> Markup:
 
 
 def bits(content: Mapping[str, Any]) -> Markup:
-    """Return the page section with the bits of each model, of each class and of each layer; empty without any.
+    """Return the page section with each model's bits of information about the teacher, in total, by layer and by class.
 
     Args:
-        content: what `read` returns.
+        content: the content of `explanation.json`, from `read`; if it is empty, so is the section.
     """
     if not content:
         return Markup()
@@ -197,10 +212,10 @@ def bits(content: Mapping[str, Any]) -> Markup:
 
 
 def relations(content: Mapping[str, Any]) -> Markup:
-    """Return the page section with the relations of each teacher between classes; empty without an explanation.
+    """Return the page section with the classes that each teacher confuses with each other, and what the student shares.
 
     Args:
-        content: what `read` returns.
+        content: the content of `explanation.json`, from `read`; if it is empty, so is the section.
     """
     parts: list[Markup] = []
     for teacher in content.get("relations", ()):

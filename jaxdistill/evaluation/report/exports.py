@@ -1,4 +1,4 @@
-"""Show what was measured of exported files, beside their models: in the terminal and on the page of a run."""
+"""Format the measurements of exported files and of their models, for the terminal and for the page of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +17,9 @@ MEANINGS = {
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Format exported files, and the models themselves, as rows of texts, of which the first is the heading.
+    """Format the measurements of exported files, and of the models themselves, as a table of text.
 
-    Columns for which no file has a number are left out.
+    The first row is the heading. Columns for which no file has a number are left out.
 
     Args:
         entries: contents of `export.json`, with the model's name as `model` and the folder's as `name`.
@@ -52,7 +52,10 @@ def _numbers(measured: Mapping[str, Any]) -> list[str]:
 
 
 def devices(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what compilers of devices say of exported files: one paragraph for each, with a line for each problem."""
+    """Return the reports of device compilers on exported files, one paragraph per file that was compiled for a device.
+
+    The first line has the numbers; each further line is a reason why operations do not run on the device.
+    """
     return [_on_device(entry) for entry in entries if entry.get("device")]
 
 
@@ -70,7 +73,7 @@ def _on_device(entry: Mapping[str, Any]) -> str:
 
 
 def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return how files were measured: on how many records, on which processor, with how many threads."""
+    """Return a note on how exported files were measured: test records, processor, threads, and meanings of columns."""
     measured = {(entry["records"], entry["processor"], entry["threads"]) for entry in entries if entry.get("records")}
     texts = [
         f"{records:,} test records, {processor}, {'one thread' if threads == 1 else f'{threads} threads'}"

@@ -109,8 +109,8 @@ def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Mar
     The area of a point is proportional to the number of examples behind it.
 
     Args:
-        bins: the lists `confidence`, `accuracy` and `count`, with one value for each bin of confidence; None in empty
-            bins.
+        bins: the lists `confidence`, `accuracy` and `count`, with one value for each bin of confidence. An empty bin
+            has the count 0, and None as confidence and accuracy.
         style: colour and line style of the model.
     """
 
@@ -131,7 +131,7 @@ def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Mar
 
 
 def _thinned(values: list[Any]) -> list[Any]:
-    """Shorten a curve to at most `POINTS` values: averages of neighbours. The average with a NaN is NaN."""
+    """Shorten a curve to at most `POINTS` values by averaging neighbours; an average that includes a NaN is NaN."""
     import numpy as np
 
     return [part.mean() for part in np.array_split(np.asarray(values), min(POINTS, len(values)))]

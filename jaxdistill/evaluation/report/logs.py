@@ -57,9 +57,9 @@ def read_logs(workdir: Path) -> dict[str, Log]:
 
 
 def read_log(folder: Path, run: str = "", name: str = "") -> Log:
-    """Read the log of one model. If a resumed run logged the same step twice, the later line is used.
+    """Read the training log of one model. If a resumed run logged the same step twice, the later line is used.
 
-    Lines that are missing, since the training ended, are told in a note.
+    If the training has ended and lines of its log are missing, a note says so.
 
     Args:
         folder: folder of the model, with its file `log.jsonl`.
@@ -77,7 +77,10 @@ def read_log(folder: Path, run: str = "", name: str = "") -> Log:
 
 
 def log_owner(run: str, name: str) -> str:
-    """Return the owner of the lines of a log, see `seal.sealed_line`: the run and the model; of earlier runs none."""
+    """Return the text that binds the checksums of a log's lines to a run and a model: `owner` of `seal.sealed_line`.
+
+    It is empty if the run has no name, as in earlier versions.
+    """
     return f"{run} {name} " if run else ""
 
 
@@ -87,7 +90,7 @@ def count_lines(folder: Path, run: str, name: str) -> int:
 
 
 def _run_name(workdir: Path) -> str:
-    """Return the random name of a run; empty: it has none, or its records are lost."""
+    """Return the random name of a run, or an empty text if it has none or its files are missing or damaged."""
     for file in ("config.json", "results.json"):
         with contextlib.suppress(FileNotFoundError, DamageError):
             if name := seal.read(workdir / file, {}).get("run"):
@@ -96,10 +99,10 @@ def _run_name(workdir: Path) -> str:
 
 
 def _lines(path: Path, owner: str) -> Iterator[Line]:
-    """Yield the lines of a log that are as they were written.
+    """Yield the intact lines of a log, each as a dict.
 
-    A killed run may leave half a line, to which a resumed run may have appended. A line that has changed since it was
-    written is left out, and named in a note.
+    A line that has changed since it was written is left out, and named in a note. Half a line, which a killed run may
+    leave and a resumed run may append to, is left out without a note.
     """
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:

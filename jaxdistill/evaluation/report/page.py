@@ -46,7 +46,7 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log], explained: Mappi
     Args:
         results: the content of `results.json`.
         logs: the training log of each model, by model name.
-        explained: the content of `explanation.json`, of a run that `jaxdistill explain` has measured; else empty.
+        explained: the content of `explanation.json`; empty if `jaxdistill explain` has not measured this run.
     """
     names = [row["name"] for row in results.get("rows") or ()]
     styles = figures.network_styles([*logs, *names, *(results.get("reliability") or ())])
@@ -182,7 +182,7 @@ def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def objective(logs: Mapping[str, Log]) -> Markup:
-    """Return the page section with curves of the student's loss terms, their weights and temperatures, and rate.
+    """Return the page section with curves of the student's loss terms, loss weights, temperatures and learning rate.
 
     Args:
         logs: the training log of each model, by model name.

@@ -1,4 +1,4 @@
-"""The sections of a page about records and files: exported files, what was read, confusions, and examples."""
+"""Build the page sections about exported files and test records: measurements, data, confusion matrices, examples."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def _list(title: str, *items: str) -> Markup:
 
 
 def records(results: Mapping[str, Any]) -> Markup:
-    """Return the page section with the number of records, which of them have labels, and how many texts are cut.
+    """Return the page section with the records of each split: their number, labels, and how many texts are truncated.
 
     Args:
         results: the content of `results.json`.

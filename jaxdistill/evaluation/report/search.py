@@ -1,4 +1,4 @@
-"""Write the page of a search: accuracy against time and bytes of all files, and the table of candidates."""
+"""Write the page of a search for the best student: accuracy against latency and file size, and the candidates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,16 +32,16 @@ PROTOCOL = (
 
 
 class Point(NamedTuple):
-    """The accuracy, time and bytes of one kind of file, over seeds.
+    """The accuracy, latency and size of a candidate's file (or the teacher's) in a search for the best student.
 
-    label: the candidate, or the teacher
+    label: name of the candidate, or of the teacher
     kind: how it was trained, a key of `MARKS`
-    accuracies: accuracy of the file on the test records, by seed
-    latency_ms: time of one example
+    accuracies: accuracy of the file on the test records, one value for each seed
+    latency_ms: time of one example, in milliseconds
     megabytes: size of the file, 10^6 bytes
-    problem: why a file was set aside; empty: none was
-    spread: least and greatest measured time (80 % of the measurements)
-    on_device: how many operations the device runs, as text; empty: all, or not known
+    problem: why a file was set aside; empty if none was
+    spread: limits of the range of 80 % of the measured times, in milliseconds
+    on_device: how many operations the device runs, as text; empty if it runs all, or if this is not known
     """
 
     label: str
@@ -55,19 +55,21 @@ class Point(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Return the mean accuracy; NaN: it was not measured."""
+        """Return the mean accuracy over seeds, or NaN if it was not measured."""
         return sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
 
     def is_within(self, budget: Mapping[str, float]) -> bool:
-        """Return True if time and bytes of the file are within the budget."""
+        """Return True if the file is within the budget, such as `{"latency_ms": 2.0, "megabytes": 1.0}`."""
         return all(getattr(self, name) <= limit for name, limit in budget.items())
 
 
 def front(points: Sequence[Point], cost: str) -> list[Point]:
-    """Return the points that no other one beats in accuracy at the same or a lower cost, from the cheapest on.
+    """Return the Pareto front of accuracy and cost: the files that no other one beats at the same or a lower cost.
+
+    The cheapest file comes first.
 
     Args:
-        points: the points; those with a problem are left out.
+        points: the measured files; those with a problem are left out.
         cost: "latency_ms" or "megabytes".
     """
     best, kept = -math.inf, []
@@ -80,7 +82,7 @@ def front(points: Sequence[Point], cost: str) -> list[Point]:
 
 
 def cells(points: Sequence[Point]) -> list[list[str]]:
-    """Format the files as rows of text; the first row is the heading."""
+    """Format accuracy, latency and size of the files of a search as a table of text; the first row is the heading."""
     rows = [["student", "learns", "accuracy %", "seeds", "ms", "range", "MB", "on the device"]]
     for point in points:
         aside = " (set aside)" if point.problem else ""
@@ -93,21 +95,23 @@ def cells(points: Sequence[Point]) -> list[list[str]]:
 
 
 def text_table(points: Sequence[Point]) -> str:
-    """Return the files as a table for the terminal."""
+    """Return accuracy, latency and size of the files of a search as a table for the terminal."""
     return aligned(cells(points))
 
 
 def sentence(
     chosen: Point, points: Sequence[Point], budget: Mapping[str, float], device: str, has_time: bool = True
 ) -> str:
-    """Return what was chosen, and how it compares with its teacher and its control.
+    """Return the sentence that names the chosen student of a search, and compares it with its teacher and its control.
+
+    The control is the same student trained on labels alone.
 
     Args:
-        chosen: the chosen student.
-        points: all files.
-        budget: the limits.
-        device: spec string of the device.
-        has_time: False: the times are those of the processor of this machine, not of the device.
+        chosen: the file of the chosen student.
+        points: all measured files.
+        budget: the limits, such as `{"latency_ms": 2.0}`.
+        device: spec string of the device, such as `cpu(threads=1)`.
+        has_time: whether the times are those of the device, and not of the processor of this machine.
     """
     limits = " and ".join(f"{limit:g} {UNITS[name]}" for name, limit in budget.items())
     text = f"Within {limits} on {device}, the best student is {chosen.label} ({chosen.kind}): "
@@ -132,7 +136,7 @@ def sentence(
 
 
 def figure(points: Sequence[Point], chosen: Point) -> Markup:
-    """Draw accuracy against time, and against bytes, with the files that no other one beats joined by a line."""
+    """Draw accuracy against latency, and against file size; a line joins the Pareto front (see `front`)."""
 
     def draw(drawing: "Figure") -> None:
         axes = drawing.subplots(1, 2, sharey=True)
@@ -166,13 +170,13 @@ def render(
     device: str,
     command: str,
 ) -> str:
-    """Return the page of a search.
+    """Return the HTML page of a search for the best student.
 
     Args:
-        text: the sentence about the chosen student.
-        points: the files that were measured.
-        chosen: the chosen one.
-        sizes: the candidates, the fields of `run.search.Size`, and whether they are `inside` the budget.
+        text: the sentence about the chosen student, from `sentence`.
+        points: the measured files.
+        chosen: the file of the chosen student.
+        sizes: a dict for each candidate: the fields of `run.search.Size`, and `inside`, True if it fits the budget.
         device: spec string of the device.
         command: the command of the search.
     """

@@ -50,7 +50,7 @@ class Line(NamedTuple):
     mean, low, high: mean of `values`, and the limits of its 95 % confidence interval (Student's t)
     gain: difference to the baseline arm in the first measure, paired by seed; None for the baseline itself, and for an
         arm that has no seed in common with the baseline
-    others: mean and standard deviation of each further measure, as text; empty text: not measured
+    others: mean and standard deviation of each further measure, as text; an empty text if it was not measured
     """
 
     arm: str
@@ -146,7 +146,7 @@ def figure(study: Mapping[str, Any], lines: Sequence[Line], png: Path | None = N
     Args:
         study: the content of `study.json`, from `read`.
         lines: the lines of the results table, from `summary`.
-        png: file to which the figure is also written as PNG; None: no file.
+        png: file to which the figure is also written as PNG; None for no such file.
     """
     rows = [estimates.Estimate(x.arm, tuple(x.values.values()), x.mean, x.low, x.high) for x in lines]
     return estimates.figure(rows, study["baseline"], study["measures"][0].title, png)
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a study again, from the command line; return an exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path, help="folder of the study, with study.json")

@@ -67,7 +67,10 @@ WITHOUT_LABELS = ("agreement", "kl")  # columns that stand in for the accuracy i
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Any]]:
-    """Return the columns of the table that a row has a value for, as `(key, title, function that formats a row)`."""
+    """Return the columns of a result table for which some row has a value: `(key, title, function that formats a row)`.
+
+    If a row has an accuracy, the columns `agreement` and `kl` are left out.
+    """
     labelled = any(row.get("accuracy") is not None for row in rows)
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     return [column for column in shown if not (labelled and column[0] in WITHOUT_LABELS)]
@@ -109,13 +112,13 @@ def sentence(
 ) -> str:
     """Return a summary that compares the student's accuracy with that of the control and of the best teacher.
 
-    The control is the same student trained without a teacher. Without labels, the sentence tells how well the student
-    matches its teacher. A student that is no better than a constant answer is called so.
+    The control is the same student trained without a teacher. Without labels, the summary tells how well the student
+    matches its teacher. It also names models that are no better than always predicting the most frequent class.
 
     Args:
         rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
-        pair: comparison of student and control on the test records, the fields of `PairedRecords`; None: not known.
-        constant: the most frequent class of the test records, and its share; None: not known.
+        pair: comparison of student and control on the test records, the fields of `PairedRecords`; None if not known.
+        constant: the most frequent class of the test records, and its share; None if not known.
     """
     by_name = {row["name"]: row for row in rows}
     student, control = by_name["student"], by_name.get("control")
@@ -144,9 +147,9 @@ def sentence(
 
 
 def _rounded(by_name: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the part of the sentence about a student that was trained in few bits; empty: it was not.
+    """Return the part of the summary about quantisation-aware training of the student; empty if there was none.
 
-    It is compared with the same student trained in floats, and with that one after post-training quantisation.
+    It states the accuracy of the same student trained in floats, and of that model after post-training quantisation.
     """
     floats, afterwards = by_name.get(FLOATS), by_name.get(ROUNDED)
     if not floats or not afterwards or "accuracy" not in floats:
@@ -162,7 +165,7 @@ def _is_useless(row: Mapping[str, Any], constant: tuple[str, float] | None) -> b
 
 
 def _significance(pair: Mapping[str, Any] | None) -> str:
-    """Return the part of the sentence that says whether a difference in accuracy is more than chance."""
+    """Return the part of the summary that says whether student and control differ significantly (McNemar's test)."""
     if not pair:
         return ""
     verdict = "more than chance" if pair["p"] < 0.05 else "no more than chance may give"
@@ -172,7 +175,7 @@ def _significance(pair: Mapping[str, Any] | None) -> str:
 
 
 def _retrieval(by_name: Mapping[str, Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the sentence about a student that finds the texts of images, or of other texts."""
+    """Return the summary of a retrieval student, which finds the text of an image, or of another text."""
     student, key = by_name["student"], "image_text_r5"
     first = "gallery_first_texts" if "gallery_first_texts" in student else "gallery_images"
     sides, wanted = ("first texts", "second text") if first == "gallery_first_texts" else ("images", "text")
@@ -189,7 +192,7 @@ def _retrieval(by_name: Mapping[str, Mapping[str, Any]], teachers: Sequence[Mapp
 
 
 def _match(student: Mapping[str, Any]) -> str:
-    """Return the sentence about a student whose test records have no labels."""
+    """Return the summary of a student whose test records have no labels: how well it matches its teacher."""
     if student.get("agreement") is not None:
         shares = f"gives the teacher's answer on {100 * student['agreement']:.2f} % of the test records"
         return f"The student {shares}, with a KL divergence of {student['kl']:.3f} nats from the teacher."

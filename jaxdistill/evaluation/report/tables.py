@@ -198,7 +198,7 @@ def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
 
 
 def _head(column: Column) -> Markup:
-    """Return the title of a column, with its meaning as a tooltip."""
+    """Return the HTML heading of a column: its title, with its meaning as a tooltip."""
     return element("th", column.title, scope="col", title=column.meaning)
 
 

@@ -1,4 +1,4 @@
-"""Devices that exported files are made for, each in one file.
+"""The target devices of exported files, one in each module.
 
 To add one, write a file here and register its factory, `@devices.register`; it returns a `Device`.
 """

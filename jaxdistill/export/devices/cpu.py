@@ -11,11 +11,11 @@ def cpu(threads: int = 1, megabytes: float = 0.0) -> Device:
     """Measure files on the processor of this machine.
 
     Args:
-        threads: processors that a file may use.
-        megabytes: largest size of the weights, 10^6 bytes; 0: no limit.
+        threads: number of processors that a file may use.
+        megabytes: largest size of the weights, 10^6 bytes; 0 for no limit.
 
     Raises:
-        ValueError: there are fewer processors, or a number is negative.
+        ValueError: this process has fewer processors, or a number is negative.
     """
     processors = len(os.sched_getaffinity(0))
     if not 1 <= threads <= processors:

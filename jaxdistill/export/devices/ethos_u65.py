@@ -1,4 +1,4 @@
-"""Arm Ethos-U65, an NPU for microcontrollers and small Linux boards, by its compiler Vela.
+"""Arm Ethos-U65, an NPU for microcontrollers and small Linux boards, as its compiler Vela models it.
 
 Vela (pypi.org/project/ethos-u-vela) takes a LiteRT file in 8-bit integers. It says which operations run on the NPU, and
 estimates cycles and memory; no NPU is needed. Needs the extra `npu`.
@@ -23,14 +23,15 @@ REFUSED = re.compile(r"operator: (\w+), ofm: '(.*)'\nReason: (.*)")
 
 @devices.register
 def ethos_u65(macs: Literal[256, 512] = 256, megabytes: float = 0.0) -> Device:
-    """Compile files for the NPU Arm Ethos-U65: share of the operations that run on it, estimated time and memory.
+    """Compile files for the NPU Arm Ethos-U65, and report the operations that run on it, estimated time and memory.
 
-    Takes `litert(int8='static')`. Accuracy and latency are measured on the processor of this machine, the time on the
-    NPU is Vela's estimate for its default memories and a clock of 1 GHz.
+    The device takes files of the format `litert(int8='static')`. Their accuracy and latency are measured on the
+    processor of this machine. The time on the NPU is an estimate of its compiler Vela, for Vela's default memories and
+    a clock of 1 GHz.
 
     Args:
-        macs: products of the NPU in each cycle.
-        megabytes: largest size of the weights, 10^6 bytes; 0: no limit.
+        macs: multiply-accumulate operations of the NPU in each cycle.
+        megabytes: largest size of the weights, 10^6 bytes; 0 for no limit.
 
     Raises:
         ValueError: `megabytes` is negative.
@@ -50,10 +51,10 @@ def ethos_u65(macs: Literal[256, 512] = 256, megabytes: float = 0.0) -> Device:
 
 
 def compiled(file: Path, accelerator: str) -> Report:
-    """Compile a LiteRT file with Vela, and read its tables.
+    """Compile a LiteRT file for an NPU with Vela, and return Vela's report.
 
     Args:
-        file: the file.
+        file: the LiteRT file.
         accelerator: name of the NPU, such as `ethos-u65-256`.
 
     Raises:
@@ -73,12 +74,12 @@ def compiled(file: Path, accelerator: str) -> Report:
 
 
 def report(summary: Mapping[str, str], operations: Sequence[Mapping[str, str]], output: str) -> Report:
-    """Read the tables that Vela writes.
+    """Convert the tables that the NPU compiler Vela writes to a `Report`.
 
     Args:
-        summary: the row of its summary.
-        operations: the rows of its table of operations.
-        output: what it prints: the reasons why operations do not run on the NPU.
+        summary: the row of Vela's summary table, by column.
+        operations: the rows of Vela's table of operations, by column.
+        output: text that Vela prints, with the reasons why operations do not run on the NPU.
     """
     reasons = {place: (name, _short(reason)) for name, place, reason in REFUSED.findall(output)}
     refused = []
@@ -99,7 +100,7 @@ def report(summary: Mapping[str, str], operations: Sequence[Mapping[str, str]], 
 
 
 def _short(reason: str) -> str:
-    """Return the reason without the names of tensors, which can take a line; empty: there is no such operation."""
+    """Shorten the reason why the NPU does not run an operation; empty if the NPU has no operation of this type."""
     if reason == "Unsupported opType":
         return ""
     return re.sub(r"Operation has tensor with unsupported DataType (\w+).*", r"a tensor is \1", reason).lower()

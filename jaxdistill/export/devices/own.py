@@ -1,4 +1,4 @@
-"""A device that the user describes by its limits."""
+"""A target device that the user describes by its limits."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,16 +16,17 @@ def own(
     integers: bool = False,
     megabytes: float = 0.0,
 ) -> Device:
-    """Describe a device by its format, its operations and its memory; what it lacks is named with its layer.
+    """Describe a target device of your own by its export format, the operations that it runs, and its memory.
 
-    Its time is not known: latencies are those of the processor of this machine.
+    An export reports each operation that the device lacks, with its layer of the model. Latencies are those of the
+    processor of this machine, because the device's are not known.
 
     Args:
-        operations_of: the export format that it takes, `litert` or `onnx`.
-        known: operations that it runs, as the format names them, such as `('CONV_2D', 'ADD')`; an export to the device
-            lists those of the file. Empty: all.
-        integers: it computes with 8-bit integers alone, as LiteRT files can.
-        megabytes: largest size of the weights, 10^6 bytes; 0: no limit.
+        operations_of: the export format that the device takes, `litert` or `onnx`.
+        known: operations that the device runs, as the format names them, such as `('CONV_2D', 'ADD')`; empty for all.
+            An export to the device lists the operations of the file.
+        integers: whether the device computes with 8-bit integers alone, as LiteRT files can.
+        megabytes: largest size of the weights, 10^6 bytes; 0 for no limit.
 
     Raises:
         ValueError: the format is unknown or has no such operation, `integers` is set for ONNX, or `megabytes` is

@@ -1,3 +1,3 @@
-"""The formats of exported files, one in each file; importing this package registers them."""
+"""The export formats, one in each module; importing this package registers them."""
 
 from jaxdistill.export.formats import gguf, litert, onnx, stablehlo  # noqa: F401

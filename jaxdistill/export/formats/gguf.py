@@ -19,16 +19,16 @@ FAMILY = "decoder"  # the family whose architectures llama.cpp has too
 
 @exporters.register
 def gguf(kind: Literal["F16", "F32", "Q8_0", "Q4_0", "TQ2_0"] = "F16") -> Exporter:
-    """Write a language model for llama.cpp, with 32 to 2 bits a weight, and its tokenizer in the same file.
+    """Write a language model as a GGUF file for llama.cpp, with 2 to 32 bits per weight, and its tokenizer inside.
 
-    Holds decoders of the architectures llama, qwen2 and qwen3. Vectors (norms and biases) stay in 32 bits. Needs the
-    extra `gguf`.
+    The format holds decoders of the architectures llama, qwen2 and qwen3. Vectors (norms and biases) stay in 32 bits.
+    Needs the extra `gguf`.
 
     Args:
-        kind: encoding of the matrices. `F32`, `F16`: floats; `Q8_0`, `Q4_0`: integers of 8 or 4 bits, with a scale for
-            each 32 weights of a row; `TQ2_0`: the values -1, 0 and 1 in 2 bits, with a scale for each 256 weights, for
-            a student that was trained by `aware(weights=2)`. A matrix whose rows are no multiple of 32 (256) stays in
-            16 bits, which a note says.
+        kind: encoding of the matrices. `F32` and `F16` are floats. `Q8_0` and `Q4_0` are integers of 8 or 4 bits, with
+            a scale for each 32 weights of a row. `TQ2_0` has the values -1, 0 and 1 in 2 bits, with a scale for each
+            256 weights, for a student from quantisation-aware training with `aware(weights=2)`. A matrix whose rows are
+            no multiple of 32 (256) stays in 16 bits, which a note says.
 
     Source: GGUF, github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp, github.com/ggml-org/llama.cpp.
     """
@@ -50,10 +50,10 @@ def gguf(kind: Literal["F16", "F32", "Q8_0", "Q4_0", "TQ2_0"] = "F16") -> Export
 
 
 def refuse(definition: Definition | None) -> str:
-    """Return why llama.cpp cannot run a model, and what to use instead; empty: it can.
+    """Return the reason why llama.cpp cannot run a model, and what to use instead, or an empty text if it can.
 
     Args:
-        definition: architecture of the model; None: it has no Hugging Face format.
+        definition: architecture of the model; None if the model has no Hugging Face format.
     """
     cure = "Use onnx or stablehlo."
     if definition is None or definition.family != FAMILY:
@@ -70,7 +70,7 @@ def refuse(definition: Definition | None) -> str:
 
 
 def write_file(network: Network, file: Path, kind: str) -> tuple[str, ...]:
-    """Write a decoder as a GGUF file; return notes on what the file does not hold.
+    """Write a decoder as a GGUF file, and return notes: one sentence on each deviation from the model or its tokenizer.
 
     Args:
         network: the decoder, with its definition.
@@ -112,7 +112,9 @@ def write_file(network: Network, file: Path, kind: str) -> tuple[str, ...]:
 
 
 def encoding_of(shape: tuple[int, ...], kind: str) -> str:
-    """Return the encoding of an array: F32 for a vector, and F16 for a matrix whose rows are no blocks of integers.
+    """Return the GGUF encoding of an array: F32 for vectors, F16 for matrices that `kind` cannot hold, else `kind`.
+
+    An encoding in integers stores blocks of weights, so that the rows of a matrix must be whole blocks.
 
     Args:
         shape: shape of the array.

@@ -1,7 +1,7 @@
-"""Write a tokenizer.json as the metadata of a GGUF file, so that llama.cpp cuts texts into the same tokens.
+"""Convert a tokenizer.json to the metadata of a GGUF file, so that llama.cpp splits texts into the same tokens.
 
 llama.cpp has byte-level byte pair encoding as in GPT-2, with a few ways to split a text into words first. For any other
-tokenizer, the file has the tokens and no merges: llama.cpp then prints texts, and reads token ids.
+tokenizer, the file has the tokens without their merges: llama.cpp can then print texts, but must be given token ids.
 """
 
 import json
@@ -24,10 +24,10 @@ NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that no UTF-8 text has
 
 
 class Vocabulary(NamedTuple):
-    """The tokenizer of a GGUF file.
+    """A tokenizer as metadata of a GGUF file.
 
-    fields: metadata of the file, by key
-    notes: sentences on how llama.cpp treats texts in another way
+    fields: the metadata, by key
+    notes: sentences on differences between llama.cpp and the tokenizer
     """
 
     fields: Mapping[str, Any]
@@ -38,9 +38,9 @@ def vocabulary(file: Path | None, size: int, end: str) -> Vocabulary:
     """Convert a tokenizer to the metadata of a GGUF file.
 
     Args:
-        file: the tokenizer.json; None: the model has none.
+        file: the tokenizer.json; None if the model has no tokenizer.
         size: number of tokens of the model, which may be more than those of the tokenizer.
-        end: token after each text of the training; empty: none.
+        end: the token that followed each text in training; empty if there was none.
 
     Source: GGUF, github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer".
     """
@@ -76,7 +76,9 @@ def vocabulary(file: Path | None, size: int, end: str) -> Vocabulary:
 
 
 def _ids_only(names: Mapping[int, str], kinds: Mapping[int, int]) -> dict[str, Any]:
-    """Return metadata with which llama.cpp prints tokens, and reads token ids; of a text it would make wrong ones.
+    """Return tokenizer metadata without real merges, as a dict: llama.cpp can print tokens, but must be given ids.
+
+    With these metadata, llama.cpp would split a text into wrong tokens.
 
     Args:
         names: each token by its number.
@@ -94,9 +96,10 @@ def _ids_only(names: Mapping[int, str], kinds: Mapping[int, int]) -> dict[str, A
 
 
 def _byte_letters() -> list[str]:
-    """Return the 256 letters that stand for bytes in a byte-level vocabulary, in the order of the bytes.
+    """Return the 256 characters that stand for the bytes 0 to 255 in a byte-level vocabulary, in this order.
 
-    A byte that prints is its own letter in Latin-1; the others are the letters from number 256 on.
+    A printable byte is represented by its Latin-1 character. The other bytes are represented by the characters from
+    code point 256 on.
     """
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printed]
@@ -105,7 +108,7 @@ def _byte_letters() -> list[str]:
 
 
 def _problem(content: Mapping[str, Any], special: Mapping[str, Any]) -> str:
-    """Return what a tokenizer does and llama.cpp cannot, as a clause without its subject; empty: nothing.
+    """Return the reason why llama.cpp cannot tokenise as a tokenizer does, such as "has no merges"; empty if it can.
 
     Args:
         content: content of a tokenizer.json.
@@ -133,7 +136,7 @@ def _problem(content: Mapping[str, Any], special: Mapping[str, Any]) -> str:
 
 
 def _pre_tokenizer(content: Mapping[str, Any]) -> str:
-    """Return the name in llama.cpp of a tokenizer's way to split a text into words; empty: llama.cpp has no such way.
+    """Return llama.cpp's name for a tokenizer's way to split a text into words; empty if llama.cpp does not have it.
 
     Args:
         content: content of a tokenizer.json.
@@ -149,7 +152,7 @@ def _pre_tokenizer(content: Mapping[str, Any]) -> str:
 
 
 def _without_offsets(node: Any) -> Any:
-    """Remove `trim_offsets` from a part of a tokenizer.json; it changes the offsets of tokens, not the tokens."""
+    """Remove the key `trim_offsets`, which does not change the tokens, from a part of a tokenizer.json."""
     if isinstance(node, Mapping):
         return {key: _without_offsets(value) for key, value in node.items() if key != "trim_offsets"}
     return [_without_offsets(value) for value in node] if isinstance(node, list) else node
@@ -160,12 +163,14 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _special_ids(tokenizer: Any, settings: Mapping[str, Any], end: str) -> dict[str, Any]:
-    """Return the metadata about special tokens; empty: more than one is added before, or after, a text.
+    """Return the GGUF metadata about a tokenizer's special tokens, as a dict.
+
+    It is empty if the tokenizer adds more than one token before, or after, a text.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
-        settings: content of its tokenizer_config.json; empty: there is none.
-        end: token after each text of the training; empty: none.
+        settings: content of its tokenizer_config.json; empty if there is no such file.
+        end: the token that followed each text in training; empty if there was none.
     """
     text = lambda value: value.get("content") if isinstance(value, Mapping) else value  # a text, or an added token
     tokens = {name: tokenizer.token_to_id(text(settings.get(f"{name}_token")) or "") for name in SPECIAL}
@@ -182,7 +187,7 @@ def _special_ids(tokenizer: Any, settings: Mapping[str, Any], end: str) -> dict[
 
 
 def _notes(content: Mapping[str, Any], special: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return sentences on how llama.cpp treats texts in another way than a tokenizer that it has.
+    """Return sentences on the remaining differences between llama.cpp and a tokenizer that it supports.
 
     Args:
         content: content of the tokenizer.json.

@@ -23,16 +23,17 @@ RECIPES = {"": "", "dynamic": "dynamic_wi8_afp32", "static": "static_wi8_ai8"}
 
 @exporters.register
 def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
-    """Write a LiteRT file, in float32 or with 8-bit integers, that takes one example at a time.
+    """Write a LiteRT (TensorFlow Lite) file, in float32 or quantised to 8-bit integers.
 
-    Converted from StableHLO by `litert-converter`; integers are chosen by `litert-quantizer`. Needs the extra `litert`.
+    The file takes one example at a time. It is converted from StableHLO by `litert-converter`, and quantised by
+    `litert-quantizer`. Needs the extra `litert`.
 
     Args:
-        int8: empty: floats; `dynamic`: integer kernels, and activations rounded by their range in each call; `static`:
-            everything in integers, by ranges on training records, as an NPU wants it, with GELU by tanh and finite
-            attention masks (`export/integer_forms.py`).
+        int8: empty for floats. `dynamic` quantises the kernels, and activations by their range in each call. `static`
+            computes everything in integers, as NPUs need it, by ranges on training records, with GELU by tanh and
+            finite attention masks (`export/integer_forms.py`).
 
-    A decoder needs `scan_layers=False`: the converter takes no loop.
+    A decoder needs `scan_layers=False`, because the converter takes no loop.
 
     Source: LiteRT, github.com/google-ai-edge/LiteRT; Jacob et al., Quantization and Training of Neural Networks for
     Efficient Integer-Arithmetic-Only Inference, 2018, arxiv.org/abs/1712.05877.

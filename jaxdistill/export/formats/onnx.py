@@ -15,14 +15,15 @@ PRODUCTS = ["Conv", "Gather", "MatMul"]  # what is computed in integers; sums an
 
 @exporters.register
 def onnx(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
-    """Write an ONNX graph, for ONNX Runtime and OpenVINO, in floats or with 8-bit integers. Takes any number of rows.
+    """Write an ONNX graph for ONNX Runtime and OpenVINO, in floats or quantised to 8-bit integers.
 
-    The graph is read from the trace of the model, operation by operation, so that it computes the same. Integers are
-    chosen by ONNX Runtime's own quantizer, symmetric, with a scale for each output of a kernel. Needs the extra `onnx`.
+    The graph takes any number of rows. It is converted from the trace of the model operation by operation, so that it
+    computes the same. ONNX Runtime's own quantizer rounds the kernels: symmetric, with a scale for each output of a
+    kernel. Needs the extra `onnx`.
 
     Args:
-        int8: empty: floats; `dynamic`: integer kernels, and activations rounded by their range in each batch; `static`:
-            activations rounded by their range on training records.
+        int8: empty for floats. `dynamic` quantises the kernels, and activations by their range in each batch. `static`
+            quantises the kernels, and activations by their range on training records.
 
     Source: Open Neural Network Exchange, github.com/onnx/onnx; Jacob et al., Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference, 2018, arxiv.org/abs/1712.05877.

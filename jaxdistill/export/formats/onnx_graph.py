@@ -1,7 +1,7 @@
-"""Write a function of JAX as an ONNX graph, by reading its trace one equation after the other.
+"""Convert a JAX function to an ONNX graph, one equation of its trace (jaxpr) after the other.
 
-A value of the trace is a constant or a tensor of the graph. Broadcasts are carried out where an operation needs them,
-because those of ONNX broadcast by themselves. Loops of a fixed length (`scan`) are unrolled.
+A value of the trace becomes a constant or a tensor of the graph. A broadcast is carried out only where an operation
+needs it, because elementwise operations of ONNX broadcast their inputs. Loops of a fixed length (`scan`) are unrolled.
 """
 
 import math
@@ -26,14 +26,14 @@ Shape = tuple[Any, ...]  # dimensions: numbers, or symbols for the number of row
 
 
 class Value(NamedTuple):
-    """A value of the trace.
+    """A value of a JAX trace (jaxpr) in the ONNX graph: a constant, or a tensor that the graph computes.
 
     shape: its shape in the trace
     dtype: its dtype
-    array: the values, if they are known: a constant; it may have size 1 where `shape` has more
-    name: else the name of the tensor in the graph
-    extent: shape of `array`, or of the tensor: size 1 where a broadcast has not been carried out
-    label: what a constant is called in the graph, such as the name of a parameter; empty: it gets a number
+    array: the values of a constant, which may have size 1 where `shape` has more; None for a tensor
+    name: name of the tensor in the graph; empty for a constant
+    extent: shape of `array`, or of the tensor; it has size 1 where a broadcast has not been carried out
+    label: name of a constant in the graph, such as the name of a parameter; if it is empty, the constant gets a number
     """
 
     shape: Shape
@@ -49,9 +49,10 @@ EMITTERS: dict[str, Emit] = {}  # name of a primitive of JAX -> `(graph, equatio
 
 
 def emits(*primitives: str) -> Callable[[Emit], Emit]:
-    """Return a decorator that registers a function as the writer of some primitives of JAX.
+    """Return a decorator that registers a function which converts the given JAX primitives to ONNX nodes.
 
-    The function returns a `Value` for each output, or the name of a tensor with the shape that the trace gives.
+    The function, `(graph, equation, inputs) -> outputs`, returns for each output a `Value`, or the name of a tensor
+    with the shape that the trace gives.
     """
 
     def register(emit: Emit) -> Emit:
@@ -62,11 +63,11 @@ def emits(*primitives: str) -> Callable[[Emit], Emit]:
 
 
 class Graph:
-    """An ONNX graph that grows node by node.
+    """An ONNX graph under construction, to which nodes and constants are added.
 
     Args:
-        rows: symbol for the number of rows.
-        batch_input: name of an input, whose first dimension is this number.
+        rows: symbol for the number of rows of a batch.
+        batch_input: name of an input whose first dimension is the number of rows.
     """
 
     def __init__(self, rows: Any, batch_input: str):
@@ -77,7 +78,7 @@ class Graph:
         self._rows, self._batch_input, self._batch = rows, batch_input, ""
 
     def constant(self, array: Any, label: str = "") -> str:
-        """Return the name of a constant of the graph; equal small ones, and one array used twice, are kept once."""
+        """Add a constant, and return its name; equal small constants, and the same array, are added only once."""
         from onnx import numpy_helper
 
         array = np.asarray(array, order="C")
@@ -89,7 +90,7 @@ class Graph:
         return self._known[key][0]
 
     def node(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; return the name of its output, or a list of names.
+        """Add a node, and return the name of its output, or a list of names if it has several outputs.
 
         Args:
             kind: ONNX operator.
@@ -106,11 +107,11 @@ class Graph:
         return names[0] if outputs == 1 else names
 
     def plain(self, value: Value) -> str:
-        """Return the tensor of a value, which may have size 1 where its shape has more."""
+        """Return the name of a value's tensor before its broadcast: the tensor has the shape `value.extent`."""
         return value.name if value.array is None else self.constant(value.array, value.label)
 
     def whole(self, value: Value) -> str:
-        """Return the tensor of a value with its whole shape."""
+        """Return the name of a value's tensor, broadcast to the whole shape of the value."""
         if value.extent == value.shape:
             return self.plain(value)
         if value.array is not None and is_known(value.shape):
@@ -118,7 +119,7 @@ class Graph:
         return self.node("Expand", self.plain(value), self.dimensions(value.shape))
 
     def dimensions(self, shape: Shape) -> str:
-        """Return a tensor with the dimensions of a shape, int64."""
+        """Return the name of an int64 tensor that holds a shape, in which the number of rows may be symbolic."""
         if is_known(shape):
             return self.constant(np.array(shape, np.int64))
         if not self._batch:
@@ -135,7 +136,7 @@ class Graph:
         return self._batch if factor == 1 else self.node("Mul", self._batch, np.array([int(factor)], np.int64))
 
     def reshaped(self, name: str, shape: Shape) -> str:
-        """Return a tensor with another shape; one dimension that is not known follows from the others."""
+        """Reshape the tensor `name`, and return the name of the result; ONNX infers a single symbolic dimension."""
         if sum(not is_known((size,)) for size in shape) == 1 and 0 not in [s for s in shape if is_known((s,))]:
             sizes = [size if is_known((size,)) else -1 for size in shape]
             return self.node("Reshape", name, np.array(sizes, np.int64))
@@ -143,21 +144,21 @@ class Graph:
 
 
 def is_known(shape: Shape) -> bool:
-    """Return True if all dimensions of a shape are numbers."""
+    """Return True if all dimensions of a shape are numbers, not symbols."""
     return all(isinstance(size, int | np.integer) for size in shape)
 
 
 def unsupported(kind: str, how: str = "") -> ConfigError:
-    """Return the error for an operation that has no translation to ONNX."""
+    """Return the error for an operation that cannot be converted to ONNX; `how` describes the unsupported variant."""
     problem = f"the model computes {kind!r}{f' {how}' if how else ''}, which has no translation to ONNX"
     return ConfigError("--to", f"{problem}. Export it with --to stablehlo, or compute it otherwise.")
 
 
 def onnx_model(network: Network) -> Any:
-    """Return a network as an `onnx.ModelProto` that takes any number of rows.
+    """Convert a network to an `onnx.ModelProto` that takes any number of rows.
 
     Raises:
-        ConfigError: the network has an operation without a translation; the message names it.
+        ConfigError: the network has an operation that cannot be converted to ONNX; the message names it.
     """
     from onnx import helper
 
@@ -192,7 +193,7 @@ def onnx_model(network: Network) -> Any:
 
 
 def constant(array: Any, label: str = "") -> Value:
-    """Return the value of a constant."""
+    """Return an array as a constant `Value`, with `label` as its name in the graph; a random key becomes its data."""
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)  # no model draws numbers when it is used
     array = np.asarray(array)
@@ -200,13 +201,13 @@ def constant(array: Any, label: str = "") -> Value:
 
 
 def read(graph: Graph, jaxpr: Any, constants: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
-    """Add the equations of a trace to a graph, and return its outputs.
+    """Convert the equations of a jaxpr to nodes of a graph, and return the values of the jaxpr's outputs.
 
     Args:
-        graph: the graph.
-        jaxpr: the trace.
-        constants: values of its constants.
-        inputs: values of its inputs.
+        graph: the graph to which the nodes are added.
+        jaxpr: the traced program.
+        constants: values of the jaxpr's constants.
+        inputs: values of the jaxpr's inputs.
     """
     known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= zip(jaxpr.invars, inputs, strict=True)

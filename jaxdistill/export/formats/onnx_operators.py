@@ -29,7 +29,7 @@ int64 = lambda values: np.array(values, np.int64)
 
 
 def elementwise(graph: Graph, kind: str, equation: Any, inputs: Sequence[Value]) -> Value:
-    """Return the value of an operation on each element alone; broadcasts of its inputs are not carried out."""
+    """Add the node of an elementwise operation, and return its value; broadcasts of its inputs are left to ONNX."""
     extents = [(1,) * (len(equation.outvars[0].aval.shape) - len(value.extent)) + value.extent for value in inputs]
     extent = tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*extents, strict=True))
     name = graph.node(kind, *(graph.plain(value) for value in inputs))
@@ -89,7 +89,7 @@ def _(graph, equation, inputs):
 
 @emits("log1p")
 def _(graph, equation, inputs):
-    """Write log(1 + x) so that it is exact near 0 too: x log(u) / (u - 1) with u = 1 + x; Kahan's formula."""
+    """Convert log(1 + x) by Kahan's formula, which is accurate near 0 too: x log(u) / (u - 1) with u = 1 + x."""
     (x,), one = inputs, constant(np.ones((), inputs[0].dtype))
     u = elementwise(graph, "Add", equation, (x, one))
     rest = _chained(graph, equation, "Sub", u, one)
@@ -102,7 +102,7 @@ def _(graph, equation, inputs):
 
 @emits("expm1")
 def _(graph, equation, inputs):
-    """Write exp(x) - 1 so that it is exact near 0 too: 2 tanh(x / 2) / (1 - tanh(x / 2)) for small x."""
+    """Convert exp(x) - 1 so that it is accurate near 0 too: for small x it is 2 tanh(x / 2) / (1 - tanh(x / 2))."""
     (x,), dtype = inputs, inputs[0].dtype
     number = lambda value: constant(np.array(value, dtype))
     half = _chained(graph, equation, "Tanh", elementwise(graph, "Mul", equation, (x, number(0.5))))
@@ -243,7 +243,7 @@ def _(graph, equation, inputs):
 
 @emits("cummax", "cummin")
 def _(graph, equation, inputs):
-    """Write the maximum up to each place as that over a triangle; ONNX has no such operation."""
+    """Convert a cumulative maximum or minimum, which ONNX lacks, to a reduction under a triangular mask."""
     (x,), axis = inputs, equation.params["axis"]
     size, rest = x.shape[axis], len(x.shape) - axis - 1
     before = (

@@ -12,7 +12,7 @@ from jaxdistill.export.formats.onnx_operators import int64
 
 @emits("gather")
 def _(graph, equation, inputs):
-    """Write the gather of whole slices, as `jnp.take` and strided indices make it."""
+    """Convert a gather of whole slices, such as `jnp.take` or strided indexing, to ONNX nodes."""
     (x, index), d = inputs, equation.params["dimension_numbers"]
     axes, sizes = list(d.start_index_map), equation.params["slice_sizes"]
     rest = [n for n in range(len(sizes)) if n not in axes]
@@ -47,11 +47,13 @@ def _(graph, equation, inputs):
 
 
 def _grid(index: Value, sizes: Sequence[Any]) -> list[tuple[int, int, int]]:
-    """Return `(start, end, step)` of each axis if constant indices `[n, m, ..., axes]` are a grid; else none.
+    """Return `(start, end, step)` of each axis if constant indices form a grid, as those of `x[:, ::2, 1::2]` do.
+
+    The list is empty if the indices form no grid.
 
     Args:
-        index: the indices.
-        sizes: size of each axis; indices beyond it are no grid.
+        index: the indices, `[n, m, ..., axes]`.
+        sizes: size of each axis; a grid has no index beyond it.
     """
     if index.array is None or index.array.ndim != len(sizes) + 1:
         return []
@@ -126,7 +128,7 @@ def _(graph, equation, inputs):
 
 @emits("reduce_window_max", "reduce_window_sum")
 def _(graph, equation, inputs):
-    """Write pooling over height and width of `[rows, height, width, channels]`."""
+    """Convert pooling over height and width of `[rows, height, width, channels]` to ONNX nodes."""
     p = equation.params
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
     inside = window[0] == window[-1] == strides[0] == strides[-1] == 1 and not any((*padding[0], *padding[-1]))
@@ -145,7 +147,7 @@ def _(graph, equation, inputs):
 
 @emits("scan")
 def _(graph, equation, inputs):
-    """Unroll a loop of a fixed length, such as that over the layers of a transformer."""
+    """Unroll a `scan`, a loop of fixed length, such as that over the layers of a transformer."""
     p = equation.params
     body = p["jaxpr"]
     kept, carried, _ = (len(part) for part in p["ft_in"].unpack())
@@ -163,7 +165,7 @@ def _(graph, equation, inputs):
 
 
 def _element(graph: Graph, x: Value, number: int) -> Value:
-    """Return one element of a value along its first axis."""
+    """Return element `number` of a value along its first axis, without this axis."""
     shape, place = x.shape[1:], min(number, x.extent[0] - 1)
     if x.array is not None:
         return Value(shape, x.dtype, x.array[place], "", x.extent[1:], f"{x.label}/{number}" if x.label else "")

@@ -17,9 +17,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 @exporters.register
 def stablehlo() -> Exporter:
-    """Write a program of XLA, with the weights, that any later JAX can call; for CPU, GPU and TPU.
+    """Write a StableHLO program (the language of XLA) with the weights inside, which JAX runs on CPU, GPU and TPU.
 
-    It takes any number of rows. Needs the extra `stablehlo`.
+    The program takes any number of rows. Needs the extra `stablehlo`.
 
     Source: StableHLO, github.com/openxla/stablehlo.
     """

@@ -1,5 +1,5 @@
-"""The programs that run exported files, one in each file.
+"""The runtimes (programs that run exported files), one in each module.
 
 Each module has `open_file(file, threads)`, which returns a function `{input: [rows, ...]} -> output [rows, ...]`, and
-`NAME`, the package that it needs. None imports JAX except `jax`. To add one, write a file here.
+`PACKAGE`, the package that it needs. Only the module `jax` imports JAX. To add a runtime, write a module here.
 """

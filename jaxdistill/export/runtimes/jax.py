@@ -1,4 +1,4 @@
-"""Run a StableHLO program by JAX."""
+"""Run a StableHLO program with JAX."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ PACKAGE = "jax"
 
 
 def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """Open a StableHLO program, and return the function that it computes.
+    """Load a StableHLO program, and return the function that it computes, `{input: [rows, ...]} -> output [rows, ...]`.
 
     Args:
-        file: the file.
-        threads: not used: XLA has a thread for each processor that the process may use.
+        file: the file of `jax.export`.
+        threads: ignored, because XLA has a thread for each processor that the process may use.
     """
     import jax
     from jax import export

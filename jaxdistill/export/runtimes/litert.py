@@ -1,4 +1,4 @@
-"""Run a LiteRT file, on the CPU: ai.google.dev/edge/litert."""
+"""Run a LiteRT (TensorFlow Lite) file on the CPU: ai.google.dev/edge/litert."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +9,12 @@ PACKAGE = "ai_edge_litert"
 
 
 def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """Open a LiteRT file, and return the function that it computes; integers are converted from and to floats.
+    """Load a LiteRT file, and return the function that it computes, `{input: [1, ...]} -> output [1, ...]`.
+
+    If the file has quantised inputs or a quantised output, floats are converted by their scales and zero points.
 
     Args:
-        file: the file, which takes one row.
+        file: the LiteRT file, which takes one row.
         threads: number of threads.
     """
     from ai_edge_litert.interpreter import Interpreter
@@ -35,7 +37,7 @@ def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], 
 
 
 def _as_integers(x: np.ndarray, details: Mapping) -> np.ndarray:
-    """Quantise an input by the file's scale and zero point; an input without scale is returned as it is."""
+    """Quantise an input by the file's scale and zero point; an input that needs no conversion is returned unchanged."""
     (scale, zero), dtype = details["quantization"], details["dtype"]
     if not scale or x.dtype == dtype:
         return x

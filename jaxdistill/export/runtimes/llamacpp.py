@@ -1,4 +1,4 @@
-"""Run a GGUF file by llama.cpp, on the CPU: github.com/ggml-org/llama.cpp.
+"""Run a GGUF file with llama.cpp, on the CPU: github.com/ggml-org/llama.cpp.
 
 The package xllamacpp is a build of llama.cpp. Its own classes give the distribution after a prompt only, so this module
 calls the C interface of the same library (`llama.h`), which gives the logits at every position in one pass.
@@ -24,13 +24,13 @@ F32, OFF = 0, 0  # GGML_TYPE_F32, LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 class Block(ctypes.Structure):
-    """A block of parameters, whose fields are not declared."""
+    """A struct of llama.cpp parameters as raw bytes, because its fields differ between releases."""
 
     _fields_ = (("bytes", ctypes.c_uint8 * BLOCK_BYTES),)
 
 
 class Batch(ctypes.Structure):
-    """The struct `llama_batch`: tokens, and for which of them logits are wanted; what is empty has a default."""
+    """The struct `llama_batch` of llama.cpp: tokens, and flags of those that need logits; null fields mean defaults."""
 
     _fields_ = (
         ("count", c_int32),
@@ -65,12 +65,12 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # of llama.h: type of the
 
 
 def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """Open a GGUF file, and return its function `{"input_ids": [rows, length], ...} -> logits`.
+    """Load a GGUF file, and return the function that it computes, `{"input_ids": [rows, length], ...} -> logits`.
 
     The logits are `[rows, length, vocabulary]` float32; they are 0 at padding.
 
     Args:
-        file: the file.
+        file: the GGUF file.
         threads: number of threads.
 
     Raises:
@@ -91,7 +91,7 @@ def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], 
 
 
 def documents(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the number of the document of each token, `[rows, length]`; 0 for padding.
+    """Return for each token the number of its document within the row, `[rows, length]`; 0 at padding.
 
     Args:
         rows: `input_ids` `[rows, length]`; with `segment_ids` if a row holds several documents, and with
@@ -102,7 +102,7 @@ def documents(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class LanguageModel:
-    """A language model that llama.cpp runs.
+    """A language model from a GGUF file, run by llama.cpp.
 
     vocabulary: number of tokens
 
@@ -111,7 +111,7 @@ class LanguageModel:
         threads: number of threads.
 
     Raises:
-        RuntimeError: llama.cpp cannot read the file; the message is its own.
+        RuntimeError: llama.cpp cannot read the file; the message has the errors of llama.cpp.
     """
 
     def __init__(self, file: Path, threads: int):
@@ -149,7 +149,7 @@ class LanguageModel:
         return np.concatenate(parts)
 
     def _make_room(self, length: int) -> None:
-        """Allocate memory for the keys and values of texts of a length."""
+        """Allocate memory for the keys and values of a text of `length` tokens, unless there is enough already."""
         if length <= self._room:
             return
         library = self._library
@@ -165,7 +165,7 @@ class LanguageModel:
 
 @Log
 def keep_error(level: int, text: bytes, _: Any) -> None:
-    """Keep a message of llama.cpp if it is an error; all others are dropped."""
+    """Append a message of llama.cpp to `ERRORS` if it is an error; drop any other message."""
     if level == ERROR:
         ERRORS.append(text.decode(errors="replace").strip())
 
@@ -185,9 +185,9 @@ def load_library() -> ctypes.CDLL:
 
 
 def context_parameters(default: Block, length: int) -> Block:
-    """Return parameters for texts of a length, computed in 32 bits.
+    """Return the llama.cpp parameters for texts of `length` tokens, with keys, values and attention in 32 bits.
 
-    Keys, values and attention are in 16 bits by default, which would be a difference that the file does not have.
+    The default of 16 bits would add a rounding difference that does not come from the file.
 
     Args:
         default: the block `llama_context_params` with its defaults.

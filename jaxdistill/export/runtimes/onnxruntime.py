@@ -1,4 +1,4 @@
-"""Run an ONNX graph by ONNX Runtime, on the CPU: onnxruntime.ai."""
+"""Run an ONNX graph with ONNX Runtime, on the CPU: onnxruntime.ai."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ PACKAGE = "onnxruntime"
 
 
 def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """Open an ONNX graph, and return the function that it computes.
+    """Load an ONNX graph, and return the function that it computes, `{input: [rows, ...]} -> output [rows, ...]`.
 
     Args:
-        file: the file.
+        file: the ONNX file.
         threads: number of threads.
     """
     import onnxruntime

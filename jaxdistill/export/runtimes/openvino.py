@@ -1,4 +1,4 @@
-"""Run an ONNX graph by OpenVINO, on the CPU: docs.openvino.ai."""
+"""Run an ONNX graph with OpenVINO, on the CPU: docs.openvino.ai."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +9,12 @@ PACKAGE = "openvino"
 
 
 def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """Open an ONNX graph, and return the function that it computes, in float32.
+    """Load an ONNX graph, and return the function that it computes, `{input: [rows, ...]} -> output [rows, ...]`.
+
+    OpenVINO computes in float32, also on processors with bfloat16.
 
     Args:
-        file: the file.
+        file: the ONNX file.
         threads: number of threads.
     """
     import openvino

@@ -80,8 +80,8 @@ def heads(
 
     Args:
         teacher_heads: the teacher's heads (layer, head), the most important first; layers count from 1, heads from 0.
-        student_heads: the student's head (layer, head) for each teacher head, in the same order; (): chosen by
-            `assign_student_heads`; a teacher head for which no student head is left is skipped.
+        student_heads: the student's head (layer, head) for each teacher head, in the same order. If empty, they are
+            chosen by `assign_student_heads`, and a teacher head for which no student head is left is skipped.
         match: the distance: "probabilities" is KL(softmax(S_teacher) || softmax(S_student)), "scores" is
             `mean((S_student - S_teacher)**2)` over the keys.
         teacher: index of the teacher, in the order of the config.

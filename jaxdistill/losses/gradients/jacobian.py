@@ -43,7 +43,7 @@ def normalised_distance(
 
 @losses.register
 def jacobian(teacher: int = 0) -> Term:
-    """Build the loss term || g_s / ||g_s|| - g_t / ||g_t|| ||^2, for gradients g with respect to the input.
+    """Build the Jacobian matching loss term || g_s / ||g_s|| - g_t / ||g_t|| ||^2, for gradients g in the input.
 
     g_s is the gradient of sum_c v_c logits_c of the student, g_t that of the teacher. The weights v of the classes are
     random, new for each example and step, and the same for both models.

@@ -46,9 +46,10 @@ def loss_gradients(
     projector: Literal["linear", "fixed", "none"] = "linear",
     teacher: int = 0,
 ) -> Term:
-    """Build the loss term 1 - cos(g_s, W g_t), for gradients g of the cross-entropy with respect to hidden states.
+    """Build the gradient matching loss term 1 - cos(g_s, W g_t), for gradients g of the task loss in hidden states.
 
-    g_s belongs to a student layer, g_t to the teacher layer that is paired with it. W maps g_t to the student's width.
+    The task loss is the cross-entropy with the label. g_s belongs to a student layer, g_t to the teacher layer that is
+    paired with it. W maps g_t to the student's width.
     The loss is the mean over the layer pairs. If student and teacher have different numbers of positions (pixels or
     tokens), each gradient is first averaged over its positions. Padding is left out.
 

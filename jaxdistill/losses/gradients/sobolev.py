@@ -35,7 +35,7 @@ def squared_distance(student: Float[Array, "*rows dims"], teacher: Float[Array, 
 
 @losses.register
 def sobolev(teacher: int = 0) -> Term:
-    """Build the loss term ||g_s - g_t||^2, for gradients g with respect to the input.
+    """Build the Sobolev training loss term ||g_s - g_t||^2, for gradients g with respect to the input.
 
     g_s is the gradient of sum_c v_c logits_c of the student, g_t that of the teacher. The weights v of the classes are
     random, new for each example and step, and the same for both models.

@@ -29,7 +29,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
         x: `[*batch, *extent, inputs]`; `*extent` are any spatial or sequence axes.
         kernel: `[inputs, outputs]` is a dense layer that acts on each position; `[*window, inputs, outputs]` is a
             convolution with "SAME" padding over the axes of the window.
-        strides: the stride along each axis of the window; (): all strides are 1.
+        strides: the stride along each axis of the window; an empty tuple means strides of 1.
     """
     kernel, axes = kernel.astype(x.dtype), kernel.ndim - 2
     if not axes:

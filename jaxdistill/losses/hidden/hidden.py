@@ -73,7 +73,7 @@ def hidden(
         distance: d(a, b): "mse" is `mean((a - b)**2)` over the width, "cosine" is 1 - cos(a, b).
         teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
             different teachers do not correspond and cannot be averaged.
-        weights: weight of each layer pair in the mean over the pairs; (): equal weights.
+        weights: weight of each layer pair in the mean over the pairs; an empty tuple means equal weights.
 
     Raises:
         ValueError: `layers` has none of these forms, or weights are negative or all 0; when the loss is computed, the

@@ -214,7 +214,7 @@ def _init_regressor(
         keys: PRNG keys, one for each drawn array.
         student: width of the student's layer.
         teacher: width of the teacher's layer.
-        window: window of the middle one of three convolutions; (): a dense layer in its place.
+        window: window of the middle one of three convolutions; an empty tuple makes it a dense layer.
     """
     shapes = ((student, 2 * teacher), (*window, 2 * teacher, 2 * teacher), (2 * teacher, teacher))
     params = {f"{name}/{layer}/kernel": init_kernel(next(keys), *shape) for layer, shape in enumerate(shapes)}

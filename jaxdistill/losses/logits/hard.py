@@ -52,7 +52,7 @@ def hardness_weights(
         valid: True for examples that count, False for masked ones, whose weight is 0.
         share: fraction of the valid examples to select, from 0 to 1; at least one example is selected.
         power: exponent of the hardness; 0 gives all selected examples the same weight.
-        easiest: True: select the examples of lowest hardness; False: those of highest hardness.
+        easiest: if True, select the examples of lowest hardness; if False, those of highest hardness.
     """
     priority = jnp.where(valid, -scores if easiest else scores, -jnp.inf)
     count = psum(jnp.sum(valid))

@@ -59,7 +59,7 @@ def kl_to_mixture(
 
 
 def kl_to_mixture_of_class(share: float) -> OfClass:
-    """Return the function of one class whose sum is KL(P || (1 - share) P + share Q), for 0 < share < 1."""
+    """Build the function of one class whose sum over the classes is KL(P || (1 - share) P + share Q), 0 < share < 1."""
 
     def of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
         support = log_p != -jnp.inf
@@ -113,11 +113,11 @@ def normalized_jsd(
 
 @losses.register
 def jsd(beta: float = 0.5, normalized: bool = False, temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Build the loss term T^2 [b KL(P || M) + (1 - b) KL(Q || M)] with M = b P + (1 - b) Q, per example or token.
+    """Build the generalised Jensen-Shannon loss term T^2 [b KL(P || M) + (1 - b) KL(Q || M)], per example or token.
 
-    P and Q are the teacher's and the student's softmax(logits / T), and b is `beta`. The loss is T^2 KL(P || Q)
-    for b = 0, and T^2 KL(Q || P) for b = 1. Several teachers are first combined into one by the
-    config's fusion, such as `average()`.
+    P and Q are the teacher's and the student's softmax(logits / T), b is `beta`, and M = b P + (1 - b) Q. The loss is
+    T^2 KL(P || Q) for b = 0, and T^2 KL(Q || P) for b = 1. Several teachers are first combined into one by the config's
+    fusion, such as `average()`.
 
     Args:
         beta: b, from 0 (forward KL) to 1 (reverse KL).

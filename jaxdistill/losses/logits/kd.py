@@ -89,9 +89,10 @@ def kl_to_sparse(
 
 @losses.register
 def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
-    """Build the loss term T^2 KL(softmax(teacher / T) || softmax(student / T)) of the logits, per example or token.
+    """Build the soft-target (Hinton) loss term T^2 KL(softmax(t / T) || softmax(s / T)), per example or token.
 
-    Several teachers are first combined into one by the config's fusion, such as `average()`.
+    t and s are the teacher's and the student's logits. Several teachers are first combined into one by the config's
+    fusion, such as `average()`.
 
     Args:
         temperature: T, a positive number or a schedule over the training steps.

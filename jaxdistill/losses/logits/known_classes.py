@@ -24,18 +24,19 @@ from jaxdistill.losses.term import precise
 
 @losses.register
 def known_classes(loss: Term) -> Term:
-    """Build a term that applies another loss to the classes that the teacher knows: its other logits are -inf.
+    """Build a term that applies another loss only to the classes whose teacher logit is not -inf (known classes).
 
-    The student's logits of the other classes become -inf, too, so that they have probability 0 and no gradient. Several
-    teachers are fused first; a class that one of them knows is known, unless the fusion averages logits.
+    The student's logits of all other classes are set to -inf too, so that these classes have probability 0 and no
+    gradient. Several teachers are fused first. A class is then known if at least one teacher knows it; if the fusion
+    averages logits, all teachers must know it.
 
     Args:
         loss: a divergence, such as `kd(temperature=4.0)`, `reverse_kl()` or `jsd()`, also in `standardized(...)`, or
             `logit_mse`.
 
     Raises:
-        ValueError: when the loss is computed, a teacher is a cache of its largest logits, in which all other classes
-            have a probability.
+        ValueError: when the loss is computed, a teacher's outputs come from a cache of its largest logits, in which all
+            other classes have a probability.
     """
 
     def masked(signals: Signals) -> Signals:

@@ -33,7 +33,7 @@ def mean_squared_error(
 
 @losses.register
 def logit_mse() -> Term:
-    """Build the loss term `mean((student - teacher)**2)` of the logits over the classes, per example or token.
+    """Build the logit matching loss term `mean((student - teacher)**2)` of logits over the classes, per row or token.
 
     Several teachers are first combined into one by the config's fusion, such as `average()`.
     """

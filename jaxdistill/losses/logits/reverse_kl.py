@@ -45,9 +45,10 @@ def reverse_kl_divergence(
 
 @losses.register
 def reverse_kl(temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Build the loss term T^2 KL(softmax(student / T) || softmax(teacher / T)) of the logits, per example or token.
+    """Build the reverse KL loss term T^2 KL(softmax(s / T) || softmax(t / T)), per example or token.
 
-    Several teachers are first combined into one by the config's fusion, such as `average()`.
+    s and t are the student's and the teacher's logits. Several teachers are first combined into one by the config's
+    fusion, such as `average()`.
 
     Args:
         temperature: T, a positive number or a schedule over the training steps.

@@ -56,14 +56,14 @@ def skew_divergence(
 def skew_kl(
     alpha: float = 0.1, version: Literal["v1", "v2"] = "v2", temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Build the loss term T^2 KL(p || alpha p + (1 - alpha) q), per example or token.
+    """Build the skew KL loss term T^2 KL(p || alpha p + (1 - alpha) q), per example or token.
 
     p and q are the teacher's and the student's softmax(logits / T). Several teachers are first combined into one by the
     config's fusion, such as `average()`.
 
     Args:
         alpha: the teacher's share in the mixture, above 0 and below 1. (At 0, the loss would be that of `kd`.)
-        version: "v2": the divergence above; "v1": the divergence plus the teacher's entropy H(p).
+        version: "v2" is the divergence above; "v1" adds the teacher's entropy H(p).
         temperature: T, a positive number or a schedule over the training steps.
         scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
             neither T nor T^2.

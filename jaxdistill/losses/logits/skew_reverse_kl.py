@@ -82,14 +82,14 @@ def detached_skew_reverse_divergence(
 def skew_reverse_kl(
     alpha: float = 0.1, version: Literal["v1", "v2"] = "v1", temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Build the loss term T^2 KL(q || (1 - alpha) p + alpha q), per example or token.
+    """Build the skew reverse KL loss term T^2 KL(q || (1 - alpha) p + alpha q), per example or token.
 
     p and q are the teacher's and the student's softmax(logits / T). Several teachers are first combined into one by the
     config's fusion, such as `average()`.
 
     Args:
         alpha: the student's share in the mixture, above 0 and below 1. (At 0, the loss would be that of `reverse_kl`.)
-        version: "v1": differentiate the loss completely; "v2": take q in the mixture as a constant (`stop_gradient`).
+        version: "v1" differentiates the loss completely; "v2" takes q in the mixture as a constant (`stop_gradient`).
         temperature: T, a positive number or a schedule over the training steps.
         scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
             neither T nor T^2.

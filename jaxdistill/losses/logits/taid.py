@@ -109,7 +109,7 @@ def taid(
     Args:
         floor: lower bound of m at each step, between 0 and 1; a number, or a schedule such as
             `linear(start=0.4, end=1.0)`. m starts at the floor's first value, and never exceeds the largest.
-        rate: how fast m rises above the floor, 0 or more; 0: m is the largest value of the floor so far.
+        rate: how fast m rises above the floor, 0 or more; with 0, m is the largest value of the floor so far.
         decay: decay of the moving average of the loss's relative decrease, on which the rise of m depends; from 0 to
             below 1.
         temperature: T, a positive number or a schedule over the training steps.

@@ -14,7 +14,7 @@ from jaxdistill.losses.term import stateless
 
 
 def scaled_by_t2(values: Array, signals: Signals, scale_t2: bool) -> Array:
-    """Multiply a loss by T^2, with T = `signals.temperature`; unchanged if `scale_t2` is False."""
+    """Multiply a loss by T^2, with T = `signals.temperature`; if `scale_t2` is False, return the loss unchanged."""
     return values * signals.temperature**2 if scale_t2 else values
 
 

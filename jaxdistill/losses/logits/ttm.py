@@ -41,14 +41,14 @@ def power_sum(teacher: Float[Array, "*batch classes"], temperature: Float[Array,
 
 @losses.register
 def ttm(temperature: Scalar = 4.0, weighted: bool = False) -> Term:
-    """Build the loss term KL(softmax(teacher / T) || softmax(student)) of the logits, per example or token.
+    """Build the transformed teacher matching (TTM) loss term KL(softmax(t / T) || softmax(s)), per example or token.
 
-    Only the teacher's logits are divided by T. Several teachers are first combined into one by the config's fusion,
-    such as `average()`.
+    t and s are the teacher's and the student's logits. Only the teacher's are divided by T. Several teachers are first
+    combined into one by the config's fusion, such as `average()`.
 
     Args:
         temperature: T, a positive number or a schedule over the training steps.
-        weighted: multiply the loss of each example by U = sum_c p_c^(1 / T), with p = softmax(teacher). For T > 1, U
+        weighted: multiply the loss of each example by U = sum_c p_c^(1 / T), with p = softmax(t). For T > 1, U
             grows as the teacher becomes less certain.
     """
     schedule = require_positive("temperature", as_schedule(temperature))

@@ -31,17 +31,19 @@ from jaxdistill.losses.term import select_teacher, stateless
 
 @losses.register
 def affinity(scale: float = 0.0, of: tuple[int, ...] = (0,)) -> Term:
-    """Build the loss term [CE(softmax(A I T'), a i t') + CE(softmax(A T I'), a t i')] / 2, per pair.
+    """Build the affinity loss term [CE(softmax(A I T'), a i t') + CE(softmax(A T I'), a t i')] / 2, per image-text row.
 
-    i, t, a are the student's unit embeddings and scale, I, T, A the teacher's, over the pairs of the global batch.
+    The loss compares the student's image-text similarities with the teacher's, in both directions. i and t are the
+    student's embeddings of the images and texts of the global batch, scaled to unit norm, and a is its learned scale.
+    I, T and A are those of the teacher. CE(p, z) is the cross-entropy of softmax(z) with the distribution p.
 
     Args:
-        scale: A of every teacher; 0: each teacher's own.
+        scale: A of every teacher; 0 uses each teacher's learned scale.
         of: indices of the teachers, in the order of the config; their softmaxes are averaged.
 
     Raises:
-        ValueError: `scale` is negative, or no teacher is named; when the loss is computed, if a model does not have
-            two towers.
+        ValueError: `scale` is negative, or no teacher is named; when the loss is computed, a model does not have two
+            towers.
     """
     if scale < 0 or not of:
         raise ValueError(f"set scale to at least 0, and name a teacher; got scale={scale}, of={of}")

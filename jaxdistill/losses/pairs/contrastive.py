@@ -23,9 +23,11 @@ from jaxdistill.losses.term import stateless
 
 @losses.register
 def contrastive() -> Term:
-    """Build the loss term [CE(a i t') + CE(a t i')] / 2 of unit embeddings i of images and t of texts, per pair.
+    """Build the contrastive loss term of CLIP, [CE(a i t') + CE(a t i')] / 2, per image-text pair.
 
-    CE is the cross-entropy with the pair's own place in the global batch, and a is the student's learned scale.
+    i and t are the student's embeddings of the images and texts of the global batch, scaled to unit norm, and a is the
+    student's learned scale. CE is the softmax cross-entropy whose target is the other half of the pair. No teacher is
+    needed.
     """
 
     def values(signals: Signals) -> Array:

@@ -31,15 +31,18 @@ Side = Literal["both", "images", "texts"]
 
 @losses.register
 def embedding(side: Side = "both", projector: ProjectorKind = "linear", teacher: int = 0) -> Term:
-    """Build the loss term ||P i - I||^2 + ||Q t - T||^2 of unit embeddings of images and texts, per pair.
+    """Build the loss term ||P(i) - I||^2 + ||Q(t) - T||^2, which compares image and text embeddings, per pair.
+
+    i and t are the student's embeddings of an image and its text, I and T are the teacher's. The projectors P and Q map
+    them to the teacher's width. All four vectors are scaled to unit norm before they are compared.
 
     Args:
         side: which embeddings are compared: "both", those of "images" or those of "texts".
-        projector: from the student's width to the teacher's: "linear", "mlp" or "none".
+        projector: "linear" or "mlp" learns P and Q; "none" leaves them out and needs equal widths.
         teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: when the loss is computed, if a model lacks an embedding, or the widths differ and the projector is
+        ValueError: when the loss is computed, a model lacks an embedding, or the widths differ and the projector is
             "none".
     """
 

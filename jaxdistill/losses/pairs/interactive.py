@@ -24,17 +24,19 @@ from jaxdistill.losses.term import select_teacher, stateless
 
 @losses.register
 def interactive(scale: float = 0.0, teacher: int = 0) -> Term:
-    """Build the loss term [CE(A i T') + CE(A t I')] / 2, per pair.
+    """Build the interactive contrastive loss term of CLIP-KD, [CE(A i T') + CE(A t I')] / 2, per image-text pair.
 
-    i and t are the student's unit embeddings, I and T the teacher's over the pairs of the global batch, and A is the
-    teacher's scale.
+    i and t are the student's embeddings of images and texts, I and T those of the teacher over the global batch, all
+    scaled to unit norm. A is a scale. CE is the softmax cross-entropy whose target is the other half of the pair: the
+    teacher's text for the student's image, and the teacher's image for the student's text.
 
     Args:
-        scale: A; 0: the teacher's own.
+        scale: A; 0 uses the teacher's learned scale.
         teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: `scale` is negative; when the loss is computed, if the widths differ or a model has not two towers.
+        ValueError: `scale` is negative; when the loss is computed, the widths differ, or a model does not have two
+            towers.
     """
     if scale < 0:
         raise ValueError(f"scale must be at least 0; got {scale}")

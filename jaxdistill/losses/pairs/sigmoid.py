@@ -25,10 +25,11 @@ from jaxdistill.losses.term import precise, stateless
 
 @losses.register
 def sigmoid() -> Term:
-    """Build the loss term -sum_k log sigmoid(z_jk (a i_j . t_k + b)) of unit embeddings i and t, per pair j.
+    """Build the sigmoid loss term of SigLIP, -sum_k log sigmoid(z_jk (a i_j . t_k + b)), per image-text pair j.
 
-    z is 1 for the text that belongs to the image, and -1 for the others of the global batch. a and b are the student's
-    learned scale and bias.
+    i_j and t_k are the student's embeddings of image j and text k of the global batch, scaled to unit norm. z_jk is 1
+    for the text that belongs to the image (k = j), and -1 for all other texts. a and b are the student's learned scale
+    and bias. No teacher is needed.
 
     Raises:
         ValueError: when the loss is computed, if the student has no bias.

@@ -16,12 +16,12 @@ from jaxdistill.losses.term import precise, unit
 
 
 class Candidates(NamedTuple):
-    """Embeddings of unit length of one model for a batch of pairs.
+    """The image and text embeddings of one model, scaled to unit norm, for a batch of image-text pairs.
 
-    images, texts: those of this device, `[rows, width]`
-    all_images, all_texts: those of the global batch, `[all rows, width]`
-    valid: True for rows of the global batch that count, `[all rows]`
-    scale: factor of similarities for each row, `[rows]`
+    images, texts: `[rows, width]`, the embeddings of the rows on this device
+    all_images, all_texts: `[all rows, width]`, the embeddings of the global batch
+    valid: `[all rows]`, True for the rows of the global batch that are not masked
+    scale: `[rows]`, the factor by which similarities are multiplied in each row
     """
 
     images: Float[Array, "rows width"]
@@ -33,16 +33,16 @@ class Candidates(NamedTuple):
 
 
 def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0) -> Candidates:
-    """Return the embeddings of a model for the pairs of a batch.
+    """Return a model's unit image and text embeddings for a batch of pairs, gathered from all devices.
 
     Args:
         outputs: outputs of the model.
-        signals: the inputs of a loss term, for the mask.
+        signals: the inputs of a loss term; only the batch's mask is used.
         who: name of the model, for error messages.
-        scale: factor of similarities; 0: the model's own.
+        scale: factor by which similarities are multiplied; 0 uses the model's learned scale.
 
     Raises:
-        ValueError: the model does not have two towers, or no scale of its own and none is given.
+        ValueError: the model does not have two towers, or it has no scale and `scale` is 0.
     """
     if outputs.embedding is None or outputs.text_embedding is None:
         raise ValueError(
@@ -60,33 +60,33 @@ def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0)
 def logits_of(
     rows: Float[Array, "rows width"], columns: Float[Array, "all width"], seen: Candidates
 ) -> Float[Array, "rows all"]:
-    """Compute `scale * rows @ columns.T`; columns that do not count have the logit `NO_CANDIDATE`.
+    """Compute the similarity logits `scale * rows @ columns.T`; masked columns get the logit `NO_CANDIDATE`.
 
     Args:
         rows: embeddings of this device.
-        columns: embeddings of the global batch, which they are compared with.
-        seen: the model's candidates, for its scale and for the columns that count.
+        columns: embeddings of the global batch.
+        seen: embeddings of a model, of which only the scale and the mask of the columns are used.
     """
     return jnp.where(seen.valid, seen.scale[:, None] * (rows @ columns.T), NO_CANDIDATE)
 
 
 def counted_rows(signals: Signals) -> Bool[Array, " rows"]:
-    """Return which rows of this device count; a row of tokens counts if any of its tokens does."""
+    """Return a boolean mask of the rows on this device; a row of tokens is True if any of its tokens is unmasked."""
     return jnp.any(signals.mask != 0, axis=tuple(range(1, signals.mask.ndim)))
 
 
 def to_mask_shape(values: Float[Array, " rows"], signals: Signals) -> Array:
-    """Return values of rows with the shape of the mask: all tokens of a row have its value."""
+    """Broadcast one value per row to the shape of the batch's mask, so that all tokens of a row get its value."""
     return jnp.broadcast_to(values.reshape(-1, *[1] * (signals.mask.ndim - 1)), signals.mask.shape)
 
 
 def own_columns(signals: Signals) -> Int[Array, " rows"]:
-    """Return the place of each row of this device in the global batch: the column that belongs to it."""
+    """Return each local row's index in the global batch, which is the column of its matching text or image."""
     return row_numbers(signals.mask.shape[0])
 
 
 def cross_entropy_to_own(logits: Float[Array, "rows all"], places: Int[Array, " rows"]) -> Float[Array, " rows"]:
-    """Compute -log softmax(logits)[i, places[i]]: how surely each row finds the column that belongs to it."""
+    """Compute -log softmax(logits)[i, places[i]], the cross-entropy of each row i with its matching column."""
     right = jnp.take_along_axis(logits, places[:, None], axis=-1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - right
 

@@ -64,16 +64,16 @@ def correlation_difference(
 
 @losses.register
 def cc(gamma: float = 0.4, order: int = 2, layers: LayerPair = None, teacher: int = 0) -> Term:
-    """Build the loss term mean_ij (K_ij - L_ij)^2, for the Gaussian kernels K of the student and L of the teacher.
+    """Build the correlation congruence (CC) loss term mean_ij (K_ij - L_ij)^2, for Gaussian kernels K and L.
 
-    The kernel of embeddings x is K_ij = exp(-gamma |u_i - u_j|^2), with u_i = x_i / |x_i|, as a power series. i and j
-    are the examples of the global batch.
+    K_ij = exp(-gamma |u_i - u_j|^2), computed as a power series, with u_i = x_i / |x_i| for the student's embeddings x.
+    L is the same for the teacher. i and j are the examples of the global batch.
 
     Args:
         gamma: scale of the kernel, above 0.
         order: the highest power of u_i . u_j in the power series, from 1 to 100.
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
-            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+            (tokens or pixels); negative numbers count from the end; None compares the models' embeddings.
         teacher: index of the teacher, in the order of the config.
 
     Raises:

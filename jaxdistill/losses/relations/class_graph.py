@@ -48,10 +48,11 @@ def roughness(vectors: Float[Array, "classes width"], edges: Edges) -> Float[Arr
 
 @losses.register
 def class_graph(edges: GraphSpec, kernel: str = "cosine/kernel") -> Term:
-    """Build the loss term sum_c d_c ||w_c - sum_j W_cj w_j||^2 / sum_c d_c of the unit class vectors w of the head.
+    """Build the loss term sum_c d_c ||w_c - sum_j W_cj w_j||^2 / sum_c d_c, which smooths the head over a class graph.
 
-    W are the weights of the edges, which sum to 1 for each class; d_c is 1 if class c has an edge, else 0. An edge of a
-    class with itself is ignored.
+    w_c is the class vector of class c, which is a column of the kernel of the student's head, scaled to unit norm. W_cj
+    is the weight of the edge from c to j, divided by the sum over j; d_c is 1 if class c has an edge, else 0. An edge
+    of a class with itself is ignored. No teacher is needed.
 
     Args:
         edges: pairs of classes such as ((0, 1), (3, 7)), optionally with a weight, as in (0, 1, 0.5); or the name of a

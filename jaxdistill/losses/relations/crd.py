@@ -143,7 +143,7 @@ def crd(
     layers: LayerPair = None,
     teacher: int = 0,
 ) -> Term:
-    """Build the CRD loss term, which tells the embedding of each example from those of K other training examples.
+    """Build the contrastive (CRD) loss term: distinguish each example's embedding from those of K other examples.
 
         -log(P / (P + c)) of the example itself  +  sum over K negatives of -log(n / (P + c)),   P = exp(s . b / T) / Z
 
@@ -159,7 +159,7 @@ def crd(
         momentum: weight of the old entry when a bank is updated with the embeddings of a batch.
         width: width of the projected embeddings.
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
-            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+            (tokens or pixels); negative numbers count from the end; None compares the models' embeddings.
         teacher: index of the teacher, in the order of the config.
 
     Raises:

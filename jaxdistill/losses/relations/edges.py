@@ -88,12 +88,12 @@ class Graph(NamedTuple):
 
 
 def write_graph(file: Path, graph: Graph) -> None:
-    """Write a graph as sealed JSON, `{"names": [...], "edges": [[0, 3, 0.5], ...], "seal": ...}`."""
+    """Write a graph as JSON, `{"names": [...], "edges": [[0, 3, 0.5], ...], "seal": ...}`; the seal is a checksum."""
     seal.write(file, graph._asdict())
 
 
 def read_graph(file: Path) -> Graph:
-    """Read a graph from a JSON file that `write_graph` wrote, or from one without a seal.
+    """Read a graph from a JSON file that `write_graph` wrote, or from a JSON file without a seal (checksum).
 
     Raises:
         ValueError: the file does not exist, or is not a graph.

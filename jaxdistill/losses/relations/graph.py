@@ -76,7 +76,7 @@ def means_by_node(
 
 
 def _classes(student: Outputs) -> int:
-    """Return the number of classes of a student; 0: it has none, as an embedder or two towers."""
+    """Return the number of classes of a student, or 0 for a model of embeddings (one encoder or two towers)."""
     embedding, logits = student.embedding, student.logits
     if student.text_embedding is not None or (embedding is not None and embedding.shape == logits.shape):
         return 0
@@ -111,7 +111,7 @@ def graph(
         node: the field of the batch that holds each example's node: `label` if the nodes are classes, `index` if they
             are the examples of the training set.
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
-            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+            (tokens or pixels); negative numbers count from the end; None compares the models' embeddings.
         teacher: index of the teacher, in the order of the config.
 
     Raises:

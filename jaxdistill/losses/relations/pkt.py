@@ -60,14 +60,14 @@ def neighbour_divergence(
 
 @losses.register
 def pkt(layers: LayerPair = None, teacher: int = 0) -> Term:
-    """Build the PKT loss term mean_ij P_ij log((P_ij + e) / (Q_ij + e)), with e = 1e-7.
+    """Build the probabilistic knowledge transfer (PKT) loss term mean_ij P_ij log((P_ij + e) / (Q_ij + e)).
 
     P_ij = K_ij / sum_j K_ij, with K_ij = (1 + cos(t_i, t_j)) / 2 for the teacher's embeddings t. Q_ij is the same for
-    the student's embeddings. i and j are the examples of the global batch.
+    the student's embeddings, and e = 1e-7. i and j are the examples of the global batch.
 
     Args:
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
-            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+            (tokens or pixels); negative numbers count from the end; None compares the models' embeddings.
         teacher: index of the teacher, in the order of the config.
     """
     values = lambda signals: neighbour_divergence(*gather_representations(signals, layers, teacher))

@@ -40,7 +40,7 @@ def gather_representations(signals: Signals, layers: LayerPair, teacher: int, *,
     Args:
         signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
         layers: pair (student layer, teacher layer) whose hidden states are used; negative numbers count from the end;
-            None: use the models' embeddings.
+            None uses the models' embeddings.
         teacher: index of the teacher, in the order of the config.
         flat: concatenate the positions (tokens or pixels) of a hidden state instead of averaging over them.
     """
@@ -55,7 +55,7 @@ def local_representations(signals: Signals, layers: LayerPair, teacher: int, *, 
     Args:
         signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
         layers: pair (student layer, teacher layer) whose hidden states are used; negative numbers count from the end;
-            None: use the models' embeddings.
+            None uses the models' embeddings.
         teacher: index of the teacher, in the order of the config.
         flat: concatenate the positions (tokens or pixels) of a hidden state, with zeros for padding, instead of
             averaging over them.

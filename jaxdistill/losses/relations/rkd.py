@@ -126,11 +126,11 @@ def rkd(
     mean distance, and a_ijk = cos(s_j - s_i, s_k - s_i). D and A are the same for the teacher.
 
     Args:
-        distance: weight of the distances; 0: the distances are not computed.
-        angle: weight of the angles; 0: the angles are not computed.
-        triplets: number of triples (i, j, k) that are drawn in each step; 0: use all n^3 triples of n examples.
+        distance: weight of the distances; 0 skips their computation.
+        angle: weight of the angles; 0 skips their computation.
+        triplets: number of triples (i, j, k) that are drawn in each step; 0 uses all n^3 triples of n examples.
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
-            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+            (tokens or pixels); negative numbers count from the end; None compares the models' embeddings.
         teacher: index of the teacher, in the order of the config.
 
     Raises:

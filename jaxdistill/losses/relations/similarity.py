@@ -45,14 +45,14 @@ def gram_difference(
 
 @losses.register
 def similarity(layers: LayerPair = None, extent: Literal["flat", "mean"] = "flat", teacher: int = 0) -> Term:
-    """Build the loss term mean_ij (g_ij - G_ij)^2, for pairwise similarities g of the student and G of the teacher.
+    """Build the similarity-preserving (SP) loss term mean_ij (g_ij - G_ij)^2, for pairwise similarities g and G.
 
     g is the Gram matrix s_i . s_j of the examples of the global batch, with each row divided by its norm; s_i is the
     student's hidden state or embedding of example i. G is the same for the teacher.
 
     Args:
         layers: pair (student layer, teacher layer) whose hidden states are compared; negative numbers count from the
-            end; None: compare the models' embeddings.
+            end; None compares the models' embeddings.
         extent: flatten the positions (tokens or pixels) of a hidden state ("flat", as in the paper), or average over
             the positions ("mean"), which suits texts.
         teacher: index of the teacher, in the order of the config.

@@ -88,7 +88,7 @@ def starts_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch le
     """Return True for each predicted token that is the first of its span (piece of text of one or more tokens).
 
     Args:
-        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0: no span.
+        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0 means no span.
     """
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (1, 0)))[:, :-1])
 
@@ -97,7 +97,7 @@ def ends_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch leng
     """Return True for each predicted token that is the last of its span (piece of text of one or more tokens).
 
     Args:
-        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0: no span.
+        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0 means no span.
     """
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (0, 1)))[:, 1:])
 
@@ -108,7 +108,7 @@ def match_spans(
     """Find, for each position where a span of text ends in the student's tokens, where it ends in the teacher's tokens.
 
     Args:
-        student: number of the span that each token predicted by the student belongs to, from 1; 0: no span.
+        student: number of the span that each token predicted by the student belongs to, from 1; 0 means no span.
         teacher: the same for the teacher's tokens; equal numbers are the same span.
 
     Returns:

@@ -56,7 +56,7 @@ def returns(
 
 @losses.register
 def policy_gradient(own: bool = False, normalized: bool = True, clip: float = 100.0) -> Term:
-    """Build the loss term -R_t log q(y_t) for each token y_t of texts that the student has generated.
+    """Build the policy-gradient loss term -R_t log q(y_t) for each token y_t of texts that the student has generated.
 
     The return R_t is the mean over later tokens u > t of the reward log(p(y_u) / q(y_u)), in which q is held constant.
     p and q are the teacher's and the student's probabilities. Several teachers are first combined into one by the
@@ -64,7 +64,7 @@ def policy_gradient(own: bool = False, normalized: bool = True, clip: float = 10
 
     Args:
         own: include u = t in R_t; with the loss `reverse_kl` on the same tokens, the own reward would count twice.
-        normalized: R_t is the mean of the rewards, as in the paper; False: R_t is the sum of the rewards.
+        normalized: if True, R_t is the mean of the rewards, as in the paper; if False, it is their sum.
         clip: positive; rewards are clipped to the range from -clip to clip, in nats.
 
     Raises:

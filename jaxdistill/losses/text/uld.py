@@ -52,7 +52,7 @@ def sorted_distance(
 
 @losses.register
 def uld(teacher: int = 0, temperature: Scalar = 1.0) -> Term:
-    """Build the loss term sum_i |sort(p)_i - sort(q)_i|, for a teacher whose vocabulary may differ from the student's.
+    """Build the universal logit distillation (ULD) loss term sum_i |sort(p)_i - sort(q)_i|, for any two vocabularies.
 
     p and q are the teacher's and the student's softmax(logits / T), each sorted in descending order. The smaller
     vocabulary is padded with zeros. With different tokenizers, p and q are probabilities of spans of text, see `align`.

@@ -66,7 +66,10 @@ class Family(NamedTuple):
     own_heads: tuple[str, ...] = ()
 
     def heads_of(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the keys of `heads` that the architectures in a Hugging Face config end in; without any: "Model"."""
+        """Return the keys of `heads` with which the names of the architectures in a Hugging Face config end.
+
+        A config without architectures counts as one with the architecture "Model".
+        """
         names = config.get("architectures") or ["Model"]
         return tuple(head for head in self.heads if any(str(name).endswith(head) for name in names))
 
@@ -77,7 +80,7 @@ PERMUTATIONS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 
 
 
 def find_rule(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | None:
-    """Return the first rule whose regex matches the name of a model's array, and the groups of the match; or None."""
+    """Return the first rule whose regex matches the name of a model's array, with the groups of the match, or None."""
     for rule in rules:
         if match := re.fullmatch(rule.name, name):
             return rule, match.groups()
@@ -90,7 +93,8 @@ def batch_norm_rules(name: str, stored_name: str, axis: str = "") -> tuple[Rule,
     Args:
         name: regex of the layer's name in the model.
         stored_name: name of the layer in the checkpoint. PyTorch's array `num_batches_tracked` has no rule.
-        axis: name of the channel axis, see `Rule.axes`; "": a smaller student has the same number of channels.
+        axis: name of the channel axis, see `Rule.axes`; "" means that a smaller student has the same number of
+            channels.
     """
     parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return tuple(Rule(f"{name}/{part}", f"{stored_name}.{stored}", axes=(axis,)) for part, stored in parts.items())
@@ -127,7 +131,7 @@ def require_supported(config: Mapping[str, Any], supported: Mapping[str, Collect
 
 
 def with_defaults(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `arguments` together with the default values of the other arguments of `factory`."""
+    """Return a dict with `arguments`, and the default values of all other arguments of the function `factory`."""
     bound = inspect.signature(factory).bind(**arguments)
     bound.apply_defaults()
     return dict(bound.arguments)

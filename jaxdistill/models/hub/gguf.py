@@ -101,7 +101,7 @@ class Gguf:
 
 
 def file_rows(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return where a GGUF file stores each row of an array, `[rows]`: the index of the row in the file.
+    """Return the row index at which a GGUF file stores each row of an array, `[rows]` integers.
 
     A vector is one row. For Llama models, llama.cpp rotates neighbouring units of a head, and transformers rotates
     units at the distance of half a head (`models/rotary.py`). The file therefore has the rows of query and key
@@ -186,7 +186,7 @@ def _config(path: str, fields: Mapping[str, Any], tensors: Mapping[str, TensorEn
 
 
 def _shortest_decimal(value: float) -> float:
-    """Return the shortest decimal number with the same float32 value: 1e-05 for 9.999999747e-06."""
+    """Return the shortest decimal number with the same float32 value, such as 1e-05 for 9.999999747e-06."""
     return float(str(np.float32(value)))
 
 

@@ -55,7 +55,7 @@ def tokenizer(source: Gguf) -> Any:
 
 
 def known_pre_tokenizers() -> dict[str, Any]:
-    """Return the pre-tokenizers that llama.cpp has too, by their name in llama.cpp.
+    """Return the supported pre-tokenizers as a dict by their name in llama.cpp.
 
     A pre-tokenizer splits a text into words before the merges are applied.
     """

@@ -9,7 +9,9 @@ VOCABULARY = "vocabulary.json"
 
 
 def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
-    """Read which tokens a reduced vocabulary keeps, from the file `vocabulary.json` of `jaxdistill vocabulary`.
+    """Read the ids of the tokens that a reduced vocabulary keeps, from the file `vocabulary.json`.
+
+    The command `jaxdistill vocabulary` writes this file.
 
     Args:
         folder: folder that contains the file.

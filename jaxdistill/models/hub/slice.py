@@ -49,7 +49,7 @@ def keep_evenly(old: int, new: int) -> Selection:
 
 
 def heads_to_units(selection: Selection, head_size: int) -> Selection:
-    """Convert a selection of attention heads to a selection of units, of which each head has `head_size`.
+    """Convert a selection of attention heads to the selection of their units; each head has `head_size` units.
 
     A selection lists, for each new head (or unit), the old heads (or units) that it replaces.
     """
@@ -57,14 +57,15 @@ def heads_to_units(selection: Selection, head_size: int) -> Selection:
 
 
 def narrow(array: np.ndarray, rule: Rule, selections: Mapping[str, Selection]) -> np.ndarray:
-    """Reduce an array of a model: along each axis in `selections`, keep some units or average groups of units.
+    """Make an array smaller along each axis in `selections`: keep some units (structured pruning) or average groups.
 
     A group of units is summed along the input axis of a kernel, and averaged along any other axis.
 
     Args:
         array: the array, with its dimensions in the order of the model.
         rule: the rule that names the axes of the array.
-        selections: for each axis to reduce, by name, the selection: the old units that each new unit replaces.
+        selections: for each axis to reduce, by name: a tuple that lists, for each new unit, the old units that it
+            replaces.
     """
     for dim, axis in enumerate(rule.axes):
         if axis in selections:
@@ -81,8 +82,9 @@ def shape_before_narrowing(
 
     Args:
         shape: shape of the reduced array.
-        axes: name of the axis of each dimension; empty: no axis has a name.
-        selections: for each axis to reduce, by name, the selection: the old units that each new unit replaces.
+        axes: name of the axis of each dimension; an empty tuple means that no axis has a name.
+        selections: for each axis to reduce, by name: a tuple that lists, for each new unit, the old units that it
+            replaces.
 
     Returns:
         One size per dimension; None for a dimension that is reduced, because any size fits.

@@ -62,7 +62,10 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the `config.json` of a Hugging Face folder; one of sentence-transformers says how tokens are pooled, too.
+    """Read the `config.json` of a Hugging Face folder as a dict.
+
+    If the folder is one of sentence-transformers and pools tokens by "cls" or "mean", the dict has this mode under the
+    key `POOLING`.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -141,7 +144,7 @@ def _open(file: Path) -> Any:
 
 
 def _indexed(folder: Path) -> Mapping[str, str]:
-    """Return the shard of each array by its name, from the index; empty: there is no index."""
+    """Return the file name of each array's shard, by the array's name; the dict is empty if the folder has no index."""
     return read_json(folder / INDEX)["weight_map"] if (folder / INDEX).is_file() else {}
 
 

@@ -81,8 +81,9 @@ class _Tensor(NamedTuple):
 class _Unpickler(pickle._Unpickler):
     """An unpickler that admits only what a dictionary of tensors consists of; any other name is an error.
 
-    It is the one in Python, because the one in C allocates as many entries as the largest number of an entry says, and
-    because tuples are checked as they are made: a few bytes could nest them so that their hash takes years.
+    It extends the unpickler that is written in Python. The one in C allocates as many memo entries as the largest index
+    in the pickle, so a few bytes could take all memory. Also, tuples are checked as they are made here, because a few
+    bytes could nest them so that their hash takes years.
     """
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
@@ -108,7 +109,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _load_small_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return a function of the unpickler that makes a tuple, and refuses a large or deeply nested one."""
+    """Wrap an unpickler method that makes a tuple, so that a large or deeply nested tuple raises `WeightsError`."""
 
     def load_and_check(unpickler: Any) -> None:
         load(unpickler)
@@ -164,7 +165,7 @@ class LegacyTorch:
 
 
 def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, int]]:
-    """Read where the file stores every tensor; the values themselves are not read.
+    """Read the location of every tensor in a legacy PyTorch file; the values themselves are not read.
 
     The file has five pickles (magic number, protocol, facts about the machine, tensors, keys of the storages), and then
     the storages: for each storage 8 bytes for the number of values, followed by the values.

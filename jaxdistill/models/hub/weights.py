@@ -70,9 +70,9 @@ def map_weights(
         family: the model's family.
         arguments: arguments of the family's factory, with which the model was built.
         shapes: the model's variables, with a `jax.ShapeDtypeStruct` in place of each array.
-        layers: numbers of the checkpoint's layers that the model keeps, in order; empty: all.
+        layers: numbers of the checkpoint's layers that the model keeps, in order; an empty tuple means all layers.
         selections: for each axis on which the model is smaller than the checkpoint, by name (such as "width"), the
-            stored units that each unit of the model replaces; None: no such axis.
+            stored units that each unit of the model replaces; None means that there is no such axis.
 
     Raises:
         WeightsError: arrays of the model are missing in the checkpoint or have another shape there, or the checkpoint
@@ -111,15 +111,15 @@ def _is_base_model(source: Source, family: Family) -> bool:
 def _plan_array(
     family: Family, rules: tuple[Rule, ...], name: str, shape: tuple[int, ...], layers: tuple[int, ...], bare: bool
 ) -> ArrayPlan:
-    """Plan the loading of one array of the model.
+    """Build the plan for loading one array of the model: its rule, and its names in the checkpoint.
 
     Args:
         family: the model's family.
         rules: the rules of the family.
         name: name of the array in the model.
         shape: shape of the array in the model.
-        layers: numbers of the checkpoint's layers that the model keeps; empty: all.
-        bare: the names in the checkpoint lack the family's prefix.
+        layers: numbers of the checkpoint's layers that the model keeps; an empty tuple means all layers.
+        bare: True if the names in the checkpoint lack the family's prefix.
 
     Raises:
         WeightsError: no rule matches the name.
@@ -141,7 +141,7 @@ def _plan_array(
 def _surplus(
     source: Source, family: Family, rules: tuple[Rule, ...], used: set[str], layers: tuple[int, ...]
 ) -> list[str]:
-    """Return one error message for each array of the checkpoint that is neither used by the model nor ignored.
+    """Return a list of error messages, one for each array of the checkpoint that is neither used nor ignored.
 
     If the model keeps only some layers, the arrays of all other layers are ignored. The arrays of a head are ignored if
     the architecture in the checkpoint's config has this head.
@@ -151,7 +151,7 @@ def _surplus(
         family: the model's family, whose `ignored` lists names that are ignored.
         rules: the rules of the family.
         used: names of the checkpoint's arrays that the model uses.
-        layers: numbers of the layers that the model keeps; empty: all.
+        layers: numbers of the layers that the model keeps; an empty tuple means all layers.
     """
     escaped = (re.escape(_without_prefix(family, rule.stored_name)) for rule in rules if layers)
     other_layers = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
@@ -164,7 +164,7 @@ def _surplus(
 def _misshapen(
     source: Source, name: str, array: ArrayPlan, shape: tuple[int, ...], selections: Mapping[str, Selection]
 ) -> list[str]:
-    """Return one error message for each stored array whose shape or dtype does not fit the model's array.
+    """Return a list of error messages, one for each stored array whose shape or dtype does not fit the model's array.
 
     Args:
         source: the checkpoint.
@@ -189,7 +189,7 @@ def _misshapen(
 
 
 def _permutation(rule: Rule, dims: int) -> tuple[int, ...]:
-    """Return, for each dimension of the model's array, the index of the corresponding stored dimension."""
+    """Return a tuple that has, for each dimension of the model's array, the index of the stored dimension."""
     return PERMUTATIONS.get(rule.layout, tuple(range(dims))) if dims > 1 else tuple(range(dims))
 
 
@@ -222,7 +222,7 @@ def load(source: Source, plan: WeightMapping, abstract: Variables) -> Variables:
 def _read(
     source: Source, array: ArrayPlan, shape: tuple[int, ...], index: Index, selections: Mapping[str, Selection]
 ) -> np.ndarray:
-    """Read a part of one array of the model: read the stored arrays, transpose and narrow each, and stack them.
+    """Read a part of one array of the model: read the stored arrays, transpose and narrow (prune) each, stack them.
 
     Args:
         source: the checkpoint.

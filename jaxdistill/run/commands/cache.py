@@ -59,8 +59,8 @@ SHARD_BYTES = 2**26  # approximate limit: a shard is collected in memory, and an
 def write(config: Config, console: Console) -> None:
     """Compute the outputs of teachers on all training and test examples of a config, and write them to disk.
 
-    This is done for each teacher that sets the config key `teachers.NAME.cache`, in the folder and format that the key
-    gives. Outputs that are already on disk are kept.
+    This is done for each teacher with the config key `teachers.NAME.cache`, which gives the folder and the format.
+    Outputs that are already on disk are kept.
 
     Args:
         config: a complete config, from `jaxdistill.make` or `jaxdistill.load_config`.
@@ -90,7 +90,7 @@ def write(config: Config, console: Console) -> None:
 
 
 class _Writer:
-    """Writes the outputs of one teacher to disk: one store (folder of shards) for each source of batches (stream)."""
+    """A writer of one teacher's outputs to disk: a folder of files (shards) for each stream (source of batches)."""
 
     def __init__(self, resolved: Resolved, name: str):
         self.data, self.steps, config = resolved.data, resolved.config.steps, resolved.config
@@ -115,7 +115,7 @@ class _Writer:
         self.encode = {name: jit_evaluate(forward, self.variables, teacher.mesh) for name, forward in forwards.items()}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
-        """Compute teacher outputs for one stream (named source of batches), and write those that are not yet on disk.
+        """Compute those teacher outputs of a stream (a named source of batches) that are not yet on disk; write them.
 
         Args:
             stream: name of the stream, such as "train"; "test" for the test examples.
@@ -154,14 +154,14 @@ class _Writer:
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
     def _identity(self, folder: Path, stream: str) -> dict[str, Any]:
-        """Return what the outputs of a stream depend on; of a store that an earlier version began, what it recorded."""
+        """Return the identity of a stream's outputs (a dict), without those that an earlier version did not write."""
         try:
             return drop_unrecorded(self.identities[stream], read_manifest(folder).about["identity"])
         except (StoreError, DamageError, KeyError, TypeError, AttributeError):
             return self.identities[stream]
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """Return the teacher's parameters and FLOPs; a resumed cache keeps the values that it began with."""
+        """Return the teacher's cost as a dict of parameters, bytes and FLOPs; a resumed cache keeps its old values."""
         try:
             return read_manifest(folder).about["cost"]
         except (StoreError, DamageError, KeyError):
@@ -180,16 +180,18 @@ class _Writer:
 def _batches(
     data: Pipeline, name: str, records: Records, part: slice, rows: RowNumbers
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches of a shard: examples in the order of the data set, or exactly those that a run will train on.
+    """Yield the batches `{field: [rows, ...]}` whose teacher outputs are stored in one shard (file).
 
-    The outputs for randomly augmented examples belong to one batch of a run, so that the order of the run is needed.
+    Without random augmentation, the examples come in the order of the data set. With random augmentation, these are
+    exactly the batches that a run will train on, because the outputs hold only for the examples as augmented there.
 
     Args:
         data: data pipeline of the run.
-        name: name of the source of batches (stream), such as "train".
+        name: name of the stream (a named source of batches), such as "train".
         records: the stream's examples.
-        part: the rows of the shard: numbers of examples, or of rows counted from the start of the run.
-        rows: the rows of a batch that this process computes.
+        part: the range of examples that the shard covers: indices in the data set; or, with random augmentation,
+            positions in the order of training, counted from the start of the run.
+        rows: indices of the rows of a batch that this process computes.
     """
     stream = data.with_test[name]
     size, transforms = stream.batch_size, stream.transforms
@@ -204,7 +206,7 @@ def _batches(
 
 
 def _shard_rows(fields: Fields, size: int) -> int:
-    """Return the number of rows in a shard: up to `SHARD` or about `SHARD_BYTES`, in whole batches of `size` rows."""
+    """Return the number of rows per shard: at most `SHARD`, at most about `SHARD_BYTES`, rounded up to batches."""
     row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
     return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
 
@@ -213,6 +215,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill cache`, which writes teacher outputs to disk, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     return cli.run_command(cli.parser("cache", __doc__), argv, lambda options, config: write(config, Console()))

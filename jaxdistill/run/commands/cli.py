@@ -11,10 +11,10 @@ from jaxdistill.run.exit_codes import MISTAKE
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser of one command, with the option --debug; a mistake is one line, and names the command's help.
+    """The argument parser of one command, with the option --debug; it reports a mistake of the user in one line.
 
     Args:
-        program: what the user types before the arguments, such as `jaxdistill train`; empty: the program's name.
+        program: what the user types before the arguments, such as `jaxdistill train`; if empty, the program's name.
         description: text before the options in `--help`.
         epilog: text after the options in `--help`.
     """
@@ -30,14 +30,15 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
-        """Write a mistake on the command line in one line, and exit with code 2."""
+        """Print a mistake in the user's arguments as one line, with the command that shows help; exit with code 2."""
         self.exit(MISTAKE, f"error: {message}. `{self.prog} --help` explains the arguments.\n")
 
 
 def parser(name: str, description: str | None, epilog: str = "") -> Parser:
-    """Make an argument parser for `jaxdistill NAME --config FILE`; the command then adds its own options.
+    """Build an argument parser for a command that reads a config, `jaxdistill NAME --config FILE`.
 
-    Arguments of the form `--config.a.b=value`, which change keys of the config, are parsed by `run_command`.
+    It has --config, --preset, --trust-source and --debug; the command adds its own options. Arguments of the form
+    `--config.a.b=value`, which change keys of the config, are parsed by `run_command`.
 
     Args:
         name: name of the command.
@@ -55,16 +56,16 @@ def run_command(
     work: Callable[[argparse.Namespace, Config], int | None],
     stopped: int = 0,
 ) -> int:
-    """Parse the command line, load the config, apply its `--config.a.b=value` changes, and call the command's function.
+    """Parse a command line, load the config, apply the changes `--config.a.b=value`, and call the command's function.
 
     Args:
         parser: argument parser of the command, made by the function `parser`.
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
         work: the command's function, `(options, config) -> exit code`; it may return None for exit code 0.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
 
     Returns:
-        The exit code of `work`; or that of an error, which is printed in one line (see `failures.py`).
+        The exit code of `work`, or of an error, which is printed in one line (see `failures.py`).
     """
     options, rest = parser.parse_known_args(argv)
     folder = str(getattr(options, "workdir", "") or getattr(options, "out", ""))

@@ -18,7 +18,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill compare`, which makes one page of several runs, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")

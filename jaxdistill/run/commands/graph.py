@@ -20,7 +20,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill graph`, which writes relations between classes, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill graph", __doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run of a classifier")

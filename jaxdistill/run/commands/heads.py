@@ -76,8 +76,8 @@ def run(argv: Sequence[str] | None = None, console: Console | None = None) -> in
     """Run the command `jaxdistill heads`, which ranks a teacher's attention heads, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
-        console: where the table is printed; None: standard output.
+        argv: arguments of the command; None means `sys.argv[1:]`.
+        console: where the table is printed; None means standard output.
     """
     parser = cli.parser("heads", __doc__)
     parser.add_argument("--teacher", default="", metavar="NAME", help="name of the teacher; default: the first")

@@ -16,7 +16,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill list`, which describes the parts that a config can name, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill list", __doc__)
     parser.add_argument("kind", nargs="?", default="", metavar="KIND", help="such as losses; without it, all kinds")

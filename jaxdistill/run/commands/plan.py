@@ -50,7 +50,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Exit codes: 0 the step fits into the memory of the devices; 1 it does not fit; 2 the config is wrong.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = cli.parser("plan", __doc__, EPILOG)
     parser.add_argument(

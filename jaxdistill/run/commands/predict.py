@@ -29,7 +29,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill predict`, which writes a model's predictions for a file, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill predict", __doc__, EPILOG)
     columns = lambda text: tuple(name for name in text.split(",") if name)

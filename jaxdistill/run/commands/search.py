@@ -28,10 +28,10 @@ AXIS = "argument of student.model, or bits, then its values: --axis layers 1 2 3
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command `jaxdistill search`, and return its exit code.
+    """Run the command `jaxdistill search`, which finds the best student within a budget, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = cli.parser("search", __doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the search; finished parts are kept")
@@ -106,7 +106,12 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
 
 
 def read_axes(arguments: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
-    """Read the options `--axis NAME VALUE ...`; values are Python literals, other words are texts.
+    """Parse the options `--axis NAME VALUE ...` into a dict from name to a tuple of values.
+
+    A value that is a Python number, tuple or list is converted, a list to a tuple. Any other word stays text.
+
+    Args:
+        arguments: the words of each option `--axis`, without `--axis`.
 
     Raises:
         ConfigError: a name has no values, a name or value is given twice, or there are too many combinations.

@@ -49,10 +49,10 @@ NOTHING_TO_COMPARE = "every run diverged, and nothing can be compared. Lower the
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
-    """Train the teachers that all arms of a study share; teachers that are already trained are not trained again.
+    """Train the teachers that all arms of a study share, except for those that are already trained.
 
-    A study compares variants of a config, called arms. If `study.cached` is set, the outputs of all teachers of the
-    study are then written to disk.
+    A study compares variants of a config, called arms. If `study.cached` is set, the outputs of all its teachers are
+    then written to disk.
 
     Args:
         study: a base config and its variants (arms).
@@ -81,7 +81,7 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
 
 
 def run_one(run: Run, console: Console) -> None:
-    """Execute one run of a study, and print how good the student is, such as its accuracy.
+    """Execute or resume one run of a study, and print a measure of the student's quality, such as its accuracy.
 
     Raises:
         NonFiniteError: the training diverged.
@@ -92,10 +92,10 @@ def run_one(run: Run, console: Console) -> None:
 
 
 def run_all(unfinished: Sequence[Run], console: Console) -> list[NonFiniteError]:
-    """Execute the unfinished runs of a study one after the other, and return the errors of those that diverged.
+    """Execute the unfinished runs of a study one after the other, and return a list of the errors of diverged runs.
 
-    After each run, print how many runs are done, and an estimate of the time for the remaining runs. The error of a run
-    that diverges is printed, and the run is missing in the results.
+    After each run, print how many runs are done and the estimated time for the others. If a run diverges, its error is
+    printed, and its result is missing.
     """
     start, errors = time.perf_counter(), []
     for done, run in enumerate(unfinished, 1):
@@ -118,14 +118,14 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
         workdir: folder of the study, for all runs and results.
         seeds: number of runs for each arm, with seeds 0, 1, ...
         console: where progress and the table are printed.
-        shows_table: False: print progress alone.
+        shows_table: print the table; otherwise only progress is printed.
 
     Returns:
         The lines of the table, one for each arm.
 
     Raises:
-        BadStartError: the loss of a run is not finite before the first update, which is a mistake and no divergence;
-            raised when all other runs are done and the page is written.
+        BadStartError: the loss of a run is not finite before the first update, so that it is a mistake, not divergence;
+            raised after all other runs are done and the page is written.
         NonFiniteError: every run diverged.
     """
     check_arms(study, data=True)
@@ -157,7 +157,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
 
 
 def _check_workdir(study: Study, workdir: Path) -> None:
-    """Check that a workdir holds no other study; the same study may have new arms (variants)."""
+    """Check that a folder holds no results of another study, which has arms (variants) that this study lacks."""
     try:
         written = pages.read(workdir)["runs"] if (workdir / "study.json").is_file() else {}
     except DamageError as error:  # it is made again
@@ -169,10 +169,10 @@ def _check_workdir(study: Study, workdir: Path) -> None:
 
 
 def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the content of study.json: the results of a study, with the config, command and software versions.
+    """Return the content of study.json, a dict: the results of a study, with its config, command and software versions.
 
-    The results are the study's measures, such as accuracy, of every finished run: by arm (variant of the base config),
-    seed and name of the measure.
+    The results are the measures of every finished run, such as accuracy, by arm (variant of the base config), seed and
+    key of the measure.
 
     Args:
         study: a base config and its variants (arms).
@@ -201,12 +201,12 @@ def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def parser(name: str, doc: str | None, program: str = "") -> cli.Parser:
-    """Make an argument parser with the options that every study has: --workdir, --seeds, --run and --slurm.
+    """Build an argument parser with the options that every study has: --workdir, --seeds, --run and --slurm.
 
     Args:
         name: name of the study; the default workdir (folder of the study) is `runs/NAME`.
         doc: description of the study in `--help`.
-        program: what the user types before the arguments; empty: the program's name.
+        program: what the user types before the arguments; if empty, the program's name.
     """
     study_parser = cli.Parser(program, doc)
     workdir = "folder of the study; finished runs there are not repeated; default %(default)s"
@@ -223,13 +223,13 @@ MOST_SEEDS = 10_000
 
 
 def execute(study: Study, options: argparse.Namespace) -> None:
-    """Do what the command line of a study asks: run the whole study, run a part of it, or print a script for Slurm.
+    """Run a whole study, run a part of it, or print a script for the scheduler Slurm, as its command line asks.
 
     A part is a single run, or the training of the teachers.
 
     Args:
         study: a base config and its variants (arms).
-        options: parsed command line, from the parser that `parser` makes.
+        options: arguments that a parser from the function `parser` returned.
     """
     console = Console()
     if not 1 <= options.seeds <= MOST_SEEDS:
@@ -262,10 +262,10 @@ def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | 
     SIGTERM or Ctrl-C between two runs ends the study without an error, because the same command resumes it.
 
     Args:
-        work: the function; it may return None for exit code 0.
+        work: the function, `() -> exit code`; it may return None for exit code 0.
         debug: print the traceback of an error too.
         workdir: folder of the study.
-        part: the function executes only a part of the study; if it is stopped, the exit code is `UNFINISHED`.
+        part: True if the function executes only a part of the study; the exit code after a stop is then `UNFINISHED`.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -280,12 +280,12 @@ def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | 
 
 
 def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | None = None) -> None:
-    """Run a study as the main program of a module, such as `python -m experiments.NAME`, and read the command line.
+    """Parse the command line of a module, such as `python -m experiments.NAME`, and run its study; exit at the end.
 
     Args:
         study: a base config and its variants (arms).
         doc: docstring of the module, shown by `--help`.
-        prepare: function `(console) -> None`, called first, which writes files that the runs need, such as caches.
+        prepare: function `(console) -> None` that writes files which the runs need, such as caches; it is called first.
     """
     options = parser(study.name, doc).parse_args()
 
@@ -298,10 +298,10 @@ def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | Non
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command `jaxdistill sweep`, which compares values of config keys over several seeds; return an exit code.
+    """Run the command `jaxdistill sweep`, which compares config values over several seeds, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     sweep_parser = parser("sweep", __doc__, "jaxdistill sweep")
     cli.add_config_options(sweep_parser)

@@ -47,11 +47,11 @@ class Settings(NamedTuple):
     teacher: name of the teacher in the config
     rows: number of answers to generate; answers that do not match the regular expression `--form` are then discarded
     part: number of answers that are generated as one batch, and written to one file
-    length: largest number of tokens of a prompt; if a prompt is longer, the real text inside it is cut at its end
+    length: largest number of tokens of a prompt; if a prompt is longer, the end of the real text inside it is cut off
     steps: largest number of tokens of an answer
     temperature: temperature of sampling; 0 takes the most likely token
     top_p: sample from the smallest set of most likely tokens whose total probability is at least this number
-    stop: a token that ends an answer, such as `<|endoftext|>`; empty: none
+    stop: a token that ends an answer, such as `<|endoftext|>`; empty if no token does
     field: name of the text field in the examples of the data set, whose texts are inserted into the prompts
     """
 
@@ -155,21 +155,21 @@ def _texts(data: Pipeline, stream: Stream, field: str) -> list[str]:
 
 
 def _prompt_texts(data: Pipeline, template: PromptTemplate, settings: Settings) -> list[str]:
-    """Return the training texts that replace `{text}` in the prompt, in order; `[""]` for a prompt without `{text}`."""
+    """Return the list of training texts that replace `{text}` in the prompt; `[""]` if the prompt has no `{text}`."""
     return _texts(data, data.streams["train"], settings.field) if PLACEHOLDER in template.template else [""]
 
 
 def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length: int) -> list[int]:
-    """Return the tokens of a prompt that contains a real text.
+    """Insert a real text into a prompt template, and return the token numbers of the prompt, at most `length`.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         template: the prompt with a place for the text.
-        text: the real text, which is cut at its end if the prompt would have more than `length` tokens.
+        text: the real text; its end is cut off if the prompt would have more than `length` tokens.
         length: largest number of tokens.
 
     Raises:
-        ConfigError: the prompt has no tokens, or too many without any text.
+        ConfigError: the prompt has no tokens, or even without the text it has too many.
     """
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     ids = encode(template.prompt(text)).ids
@@ -186,12 +186,12 @@ def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length:
 
 
 def _compiled_generator(teacher: Teacher, settings: Settings, stop: tuple[int, ...]) -> Callable[..., list[list[int]]]:
-    """Return a function that generates the answers to a batch of prompts, and is compiled at its first call.
+    """Build a function that generates a teacher's answers to a batch of prompts; it is compiled at its first call.
 
     Args:
         teacher: a teacher that runs its network.
         settings: settings of text generation.
-        stop: numbers of the tokens that end an answer; empty: none.
+        stop: numbers of the tokens that end an answer; empty if no token does.
 
     Returns:
         `(prompts, PRNG key) -> answers`; a prompt and an answer are lists of token numbers.
@@ -234,7 +234,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill synthesize`, which generates a data set with a teacher, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = cli.parser("synthesize", __doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the data set")

@@ -28,7 +28,7 @@ all config keys, with their defaults:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the argument parser of `jaxdistill train`; its `--help` lists all config keys with their defaults."""
+    """Build the argument parser of `jaxdistill train`; its `--help` lists all config keys with their defaults."""
     keys = "\n".join(
         f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
         for path, default, doc in iter_keys()
@@ -49,7 +49,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill train`, which trains and evaluates the models of a config, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
 
     def work(options: argparse.Namespace, config: Config) -> None:

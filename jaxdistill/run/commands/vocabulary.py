@@ -26,14 +26,14 @@ from jaxdistill.run.resolve import resolve
 
 
 def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
-    """Write a smaller tokenizer, which keeps the tokens that occur in the training texts of a config.
+    """Write a tokenizer with a smaller vocabulary, which keeps the tokens that occur in a config's training texts.
 
     Special tokens and single characters are kept too.
 
     Args:
         config: a complete config, with a tokenizer in the key `data.tokens`.
         folder: where tokenizer.json and the list of the kept tokens are written.
-        max_tokens: largest number of tokens to keep, the most frequent first; 0: all that occur.
+        max_tokens: largest number of tokens to keep, the most frequent first; 0 keeps all that occur.
 
     Returns:
         A sentence with the number of tokens that were kept.
@@ -66,7 +66,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command `jaxdistill vocabulary`, which writes a smaller tokenizer, and return its exit code.
 
     Args:
-        argv: arguments of the command; None: `sys.argv[1:]`.
+        argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = cli.parser("vocabulary", __doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the reduced vocabulary")

@@ -27,13 +27,14 @@ class Plan(NamedTuple):
     """The memory, work and compilation time of a training step that was compiled but not run.
 
     mesh: sizes of the device mesh, by axis
-    tokens: tokens (or examples, if the data are not text) in the global batch
+    tokens: number of tokens (or examples, if the data are not text) in the global batch
     held: bytes on each device for arrays that are kept from step to step, by kind: "student", "optimiser", ...
-    temporaries: bytes on each device for arrays that exist only within a step; None: the step does not fit into memory
-    device: FLOPs and collectives of one device in a step; None: the step does not fit into memory
+    temporaries: bytes on each device for arrays that exist only within a step; None if the step does not fit into
+        memory
+    device: FLOPs and collective operations of one device in a step; None if the step does not fit into memory
     flops: FLOPs of a step over all devices; work that several devices repeat is counted once
     seconds: wall time of "trace" and of "compile", and processor time of both together ("of the processors")
-    why: the reason why the step does not fit into memory; empty: it fits
+    why: the reason why the step does not fit into memory; empty if it fits
     """
 
     mesh: dict[str, int]
@@ -117,7 +118,7 @@ def _check(config: Config, topology: Topology) -> None:
 
 
 def _held(engine: Engine, frozen: tuple[Variables, ...], config: Config) -> dict[str, int]:
-    """Return the bytes on each device of values that stay between steps, by kind: student, optimiser, teachers, ..."""
+    """Return the bytes per device of arrays that are kept from step to step, by kind: "student", "optimiser", ..."""
     ts = engine.abstract
     other_roles = {role: tree for role, tree in ts.params.items() if role != "student"}
     held = {
@@ -131,10 +132,10 @@ def _held(engine: Engine, frozen: tuple[Variables, ...], config: Config) -> dict
 
 
 def bytes_per_device(tree: PyTree) -> int:
-    """Return the number of bytes that the shards of arrays take on each device.
+    """Return the number of bytes that sharded arrays take on each device.
 
     Args:
-        tree: the arrays, as `jax.ShapeDtypeStruct` with shardings.
+        tree: shapes, dtypes and shardings of the arrays, as a tree of `jax.ShapeDtypeStruct`.
     """
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -146,7 +147,7 @@ OUT_OF_MEMORY = (  # XLA's messages about too little memory, for all of it and f
 
 
 def _short(error: str) -> str:
-    """Shorten XLA's out-of-memory message, which lists all buffers."""
+    """Shorten XLA's out-of-memory message, which lists all buffers, to the memory that is needed and available."""
     text = " ".join(error.split())
     for pattern, subject in OUT_OF_MEMORY:
         if match := re.search(pattern, text):

@@ -14,7 +14,7 @@ WINDOW = re.compile(r"(\w+)=([\dx_-]+)")
 
 
 class Collective(NamedTuple):
-    """All collective operations of one kind, such as all-gather, in a training step.
+    """The collective operations of one kind, such as all-gather, in a training step.
 
     times: number of executions in the step
     bytes: bytes that one device sends in the step, if every collective uses a ring algorithm
@@ -60,7 +60,7 @@ def device_work(text: str, devices: int) -> DeviceWork:
 
 
 def _bytes_sent(kind: str, executed: ExecutedInstruction, devices: int) -> float:
-    """Return the bytes that a device sends in one collective operation, if data are passed on in a ring.
+    """Return the bytes that one device sends in a collective operation that uses a ring algorithm.
 
     Data of other devices that the device passes on are included.
 
@@ -116,9 +116,10 @@ def _dot_flops(executed: ExecutedInstruction) -> float:
 
 
 def _convolution_flops(executed: ExecutedInstruction) -> float:
-    """Count the FLOPs of a convolution, without products with padding.
+    """Count the FLOPs of a convolution, excluding products with padding.
 
-    The TPU compiler writes batched matrix products as padded convolutions; products with padding are not real work.
+    The TPU compiler writes batched matrix products as padded convolutions, whose products with padding are not real
+    work.
     """
     attributes, out = executed.instruction.attributes, _shape(executed.instruction.type)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
@@ -134,9 +135,10 @@ def _convolution_flops(executed: ExecutedInstruction) -> float:
 
 
 def _products_along(axis: int, outputs: int, inputs: int, kernel: int, attributes: str) -> int:
-    """Count the pairs (output position, kernel position) of a convolution that read an input, along one spatial axis.
+    """Count the multiplications of a convolution along one spatial axis, without those with padding.
 
-    Pairs that read padding or a gap of dilation are not counted.
+    These are the pairs (output position, kernel position) that read an input. Pairs that read padding or a gap of
+    dilation are not counted.
 
     Args:
         axis: number of the spatial axis.

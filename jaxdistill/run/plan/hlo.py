@@ -38,11 +38,10 @@ class Instruction(NamedTuple):
         return NAME.findall(self.operand_text)
 
     def attribute(self, name: str) -> list[str]:
-        """Return the names that an attribute of the instruction lists: ["a", "b"] for `branch_computations={%a, %b}`.
+        """Return the list of names in an attribute of the instruction: ["a", "b"] for `branch_computations={%a, %b}`.
 
         Args:
-            name: name of the attribute, such as "branch_computations". If the instruction lacks it, the result is
-                empty.
+            name: name of the attribute, such as "branch_computations". The result is empty if the instruction lacks it.
         """
         match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%[\w.-]+)", self.attributes)
         return NAME.findall(match[1]) if match else []
@@ -52,11 +51,11 @@ Computation = dict[str, Instruction]
 
 
 class ExecutedInstruction(NamedTuple):
-    """An HLO instruction that a device executes when it runs the program.
+    """An HLO instruction that a device executes when it runs the program, with the number of executions.
 
     instruction: the instruction
     operands: types of the operands, such as "f32[8,128]"
-    times: number of executions; in one of n branches of a conditional, 1 / n
+    times: number of executions; an instruction in one of n branches of a conditional counts 1 / n
     """
 
     instruction: Instruction
@@ -87,7 +86,7 @@ def executed_instructions(text: str) -> Iterator[ExecutedInstruction]:
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Parse HLO text; return all computations by name, and the name of the entry computation."""
+    """Parse HLO text into `(computations by name, name of the entry computation)`."""
     computations: dict[str, Computation] = {}
     current, entry = "", ""
     for line in text.splitlines():
@@ -108,7 +107,7 @@ def _instruction(computation: str, name: str, text: str) -> Instruction:
 
 
 def _closing_position(text: str) -> int:
-    """Return the position after the parenthesis that closes the first parenthesis of the text."""
+    """Return the position just after the parenthesis that closes the first opening parenthesis of a text."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -118,7 +117,7 @@ def _closing_position(text: str) -> int:
 
 
 def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator[tuple[str, float]]:
-    """Yield the name of each computation that an instruction calls, and the number of calls."""
+    """Yield pairs `(name of a computation that an instruction calls, number of calls)`."""
     match each.operation:
         case "while":
             yield each.attribute("body")[0], loop_iterations(each, computations)
@@ -133,7 +132,7 @@ def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator
 
 
 def loop_iterations(loop: Instruction, computations: dict[str, Computation]) -> int:
-    """Return the number of iterations of a loop; 1 if the HLO text does not tell the number.
+    """Return the number of iterations of an HLO loop (`while`); 1 if the HLO text does not give the number.
 
     The number is taken from XLA's annotation `known_trip_count`, or else from the constant start and bound of the
     counter.
@@ -159,7 +158,7 @@ def _first_count(computation: Computation, loop: Instruction, index: re.Match[st
     Args:
         computation: the computation that holds the loop.
         loop: the HLO instruction `while`.
-        index: match whose group 1 is the place of the counter in the loop's tuple of values; None: unknown.
+        index: regex match whose group 1 is the index of the counter in the loop's tuple of values; None if unknown.
     """
     initial = computation[loop.operands[0]]
     if index is None or initial.operation != "tuple":

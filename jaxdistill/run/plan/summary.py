@@ -25,12 +25,12 @@ class Bounds(NamedTuple):
 
     @property
     def best(self) -> float:
-        """Return `max(products, memory, links)`: the time in seconds if all three overlap completely."""
+        """Return the lower bound if work of all three resources overlaps: `max(products, memory, links)`, seconds."""
         return max(self)
 
     @property
     def worst(self) -> float:
-        """Return `products + memory + links`: the time in seconds if none of the three overlap."""
+        """Return the lower bound if work of the resources never overlaps: `products + memory + links`, seconds."""
         return sum(self)
 
 
@@ -60,7 +60,7 @@ def bounds(plan: Plan, topology: Topology) -> Bounds | None:
 
 
 def numbers(plan: Plan, topology: Topology) -> dict[str, Any]:
-    """Return the numbers of a compiled training step as JSON data: memory, FLOPs, bytes, lower bounds on its time."""
+    """Return a plan (a training step compiled but not run) as a dict for JSON: memory, FLOPs, bytes, time bounds."""
     limits = bounds(plan, topology)
     return {
         **plan._asdict(),
@@ -78,10 +78,10 @@ def numbers(plan: Plan, topology: Topology) -> dict[str, Any]:
 
 
 def text(plan: Plan, topology: Topology, config: str) -> str:
-    """Return memory, work and time bounds of a compiled step as text for the terminal.
+    """Format the memory, work and time bounds of a compiled training step as text for the terminal.
 
     Args:
-        plan: the compiled step.
+        plan: memory and work of the compiled step.
         topology: the devices that the step was compiled for.
         config: the value of `--config`, for the heading.
     """
@@ -108,7 +108,7 @@ def _lines(plan: Plan, topology: Topology, config: str) -> Iterator[str]:
 
 
 def _flops_per_chip(plan: Plan, topology: Topology) -> str:
-    """Compare one chip's FLOPs with an even share of the total, as text; a ratio above 1 means repeated work."""
+    """Compare one chip's FLOPs with an even share of all FLOPs, as text; a ratio above 1 means repeated work."""
     unknown = f", and {plan.flops.unknown} loops of unknown length, counted once" if plan.flops.unknown else ""
     if plan.device is None:
         return unknown

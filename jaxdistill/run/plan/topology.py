@@ -66,7 +66,9 @@ MOST_VIRTUAL = 4096  # CPU devices: XLA needs threads for each
 
 
 def configure_environment(name: str) -> None:
-    """Set the environment variables that JAX and libtpu read when they start, so that a real TPU is not used.
+    """Set the environment variables with which JAX runs on CPU, and libtpu compiles without a TPU.
+
+    JAX and libtpu read these variables when they start, so this function must be called before.
 
     Args:
         name: the value of `--topology`, such as "v6e:16x16"; for "cpu:8", JAX gets 8 virtual CPU devices.

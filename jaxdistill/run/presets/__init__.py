@@ -11,12 +11,12 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Return the names of all presets."""
+    """Return the names of all presets (configs for common tasks), as a sorted list."""
     return sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_"))
 
 
 def find(name: str) -> str:
-    """Return the path of a preset's config file.
+    """Return the path of the config file of a preset (a config for a common task), as text.
 
     Raises:
         ConfigError: there is no such preset.

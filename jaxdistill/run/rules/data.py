@@ -32,7 +32,7 @@ def specs_are_known(view: DataView) -> None:
 
 
 def streams_have_their_own_names(view: DataView) -> None:
-    """Check that no additional stream takes the name of the training or the test records."""
+    """Check that no additional stream (named source of batches) has the name of the training or of the test records."""
     for name in sorted({"train", TEST} & set(view.config.streams)):
         problem = f"{name!r} is the name of the records of data.{name}"
         raise ConfigError(f"streams.{name}", f"{problem}. Set data.{name}, or give the stream another name.")
@@ -65,7 +65,7 @@ def records_can_be_read(view: DataView) -> None:
 
 
 def labels_have_one_class_for_each_prediction(view: DataView) -> None:
-    """Check that a label is one class number, or for texts one for each token."""
+    """Check that each record has one class number as its label, or a text one class number for each token."""
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
         shape, _ = description.fields.get("label", ((), ""))
         tokens = [description.fields[field][0] for field in ("input_ids", "mask") if field in description.fields]
@@ -127,7 +127,7 @@ MANY_ROWS, MANY_COPIES = 2**16, 64  # below either, a batch that repeats its rec
 
 
 def batches_hold_few_copies(view: DataView) -> None:
-    """Check that no huge batch consists of copies of a few records: reading it takes minutes, and it adds nothing."""
+    """Check that no huge batch repeats a few records many times, which would take minutes to read and add nothing."""
     counts = {
         "batch_size": (view.config.batch_size, view.data.count_training_records()),
         "evaluate.batch_size": (view.config.evaluate.batch_size, view.data.test_description.records),
@@ -148,7 +148,10 @@ def _count_records(view: DataView) -> Callable[[str], int]:
 
 
 def test_records_are_not_trained_on(view: DataView) -> None:
-    """Check that the test split shares no example with the training split, or with another stream but the quiz."""
+    """Check that the test split shares no example with the training split or with an additional stream.
+
+    A stream is a named source of batches. The stream `quiz` is left to `quiz_is_disjoint`.
+    """
     data = view.config.data
     for name, stream in view.data.streams.items():
         has_own_rule = name == "quiz" or (name == "train" and stream.split == data.train)

@@ -106,7 +106,10 @@ def processes_have_a_coordinator(view: ConfigView) -> None:
 
 
 def process_is_below_processes(view: ConfigView) -> None:
-    """Check that the number of this process is below the number of processes; with 'auto', the cluster sets both."""
+    """Check that the number of this process (from 0) is below the number of processes.
+
+    With `distributed.coordinator="auto"`, the cluster sets both numbers, and nothing is checked.
+    """
     distributed = view.config.distributed
     if distributed.coordinator != "auto" and distributed.process >= distributed.processes:
         problem = f"{distributed.process} is not below distributed.processes={distributed.processes}"

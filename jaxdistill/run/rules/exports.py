@@ -12,7 +12,10 @@ from jaxdistill.run.views import ConfigView, RunView
 
 
 def exports_can_be_written(view: ConfigView) -> None:
-    """Check that formats, runtimes and models of exported files are known, and their packages installed."""
+    """Check that the export section names known formats, runtimes, devices and models, with their packages installed.
+
+    A file may not use more processors than this process has, and the run must have a single process.
+    """
     trained = [f"teachers/{name}" for name, teacher in view.teacher_configs.items() if teacher.steps]
     config, processors = view.config, len(os.sched_getaffinity(0))
     controls = [
@@ -34,7 +37,10 @@ def exports_can_be_written(view: ConfigView) -> None:
 
 
 def exports_can_hold_their_models(run: RunView) -> None:
-    """Check that the format of each exported file can hold the architecture of its model."""
+    """Check that each export format can hold the architecture of its model, and the target device the model's weights.
+
+    The device is checked only if the config names one.
+    """
     specs = {f"teachers/{name}": teacher.model for name, teacher in run.teacher_configs.items()}
     student = run.student.definition.config.student.model
     stages = {str(stage.definition.folder): stage for stage in run.stages}

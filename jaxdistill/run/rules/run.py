@@ -30,7 +30,10 @@ from jaxdistill.teachers.teacher import checkpoint_of, owner_of
 
 
 def students_can_be_measured(run: RunView) -> None:
-    """Check that a model can be measured: by the labels of the test records, beside a teacher, or by its pairs."""
+    """Check that the student can be evaluated: the test records have labels, or there is a teacher to compare it with.
+
+    A model with two towers (such as CLIP) is evaluated by the pairs of the records, and needs neither.
+    """
     if "label" in run.data.test_description.fields or run.config.teachers or has_pairs(run.student.view.student):
         return
     problem = f"the test records of {run.data.name!r} have no field 'label', and there is no teacher"
@@ -38,7 +41,11 @@ def students_can_be_measured(run: RunView) -> None:
 
 
 def vocabularies_fit(run: RunView) -> None:
-    """Check that every model with a Hugging Face architecture has an embedding for each token of its tokenizer."""
+    """Check that the embedding table of every model has a row for each token of the model's tokenizer.
+
+    Models whose table size is not known from the config are not checked. A model that reads two texts with one network
+    must also have the same tokenizer for both.
+    """
     tokenization = run.data.tokenization
     if tokenization is None:
         return
@@ -60,7 +67,10 @@ def vocabularies_fit(run: RunView) -> None:
 
 
 def teachers_read_their_texts(run: RunView) -> None:
-    """Check that some model reads the texts that the tokenization makes for teachers (`teacher_fields`)."""
+    """Check that a model reads the fields that `data.tokens` makes for teachers with another tokenizer or other texts.
+
+    These fields are made if its arguments `teacher` or `teacher_fields` are set.
+    """
     tokenization = run.data.tokenization
     if tokenization is None or not run.teachers:
         return
@@ -78,7 +88,11 @@ def _models(run: RunView) -> dict[str, Model]:
 
 
 def cut_vocabulary_has_tokens(run: RunView) -> None:
-    """Check that the tokens of a smaller embedding table can be chosen: there are texts, and an unknown token."""
+    """Check that the embedding table can be reduced, if the student is cut out of a larger model (structured pruning).
+
+    The data must be texts, and the table must not have been reduced before. The tokenizer needs an unknown token, and
+    the smaller table a row for each special token.
+    """
     cut = cut_of(run.config)
     if cut is None or is_all(cut.shares[VOCABULARY]):
         return
@@ -98,7 +112,10 @@ def cut_vocabulary_has_tokens(run: RunView) -> None:
 
 
 def categories_fit(run: RunView) -> None:
-    """Check that a table of categories has a row for each category of the records, as far as they are in memory."""
+    """Check that the embedding table for categories, if a model has one, has a row for each category of the records.
+
+    Records that are not in memory are not checked.
+    """
     field = "categories"
     if field not in run.student.shapes["train"]:
         return
@@ -115,7 +132,7 @@ def categories_fit(run: RunView) -> None:
 
 
 def _embedding_rows(spec: str, path: str) -> int | None:
-    """Return the number of rows of a model's embedding table; None: its family has no Hugging Face format."""
+    """Return the number of rows of a model's token embedding table, or None if the spec string does not tell it."""
     if form := architecture_of_spec(spec, path):
         return form.arguments.get("vocabulary")
     parsed = parse(spec, path)
@@ -150,9 +167,9 @@ def pretrained_weights_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_fit(run: RunView) -> None:
-    """Check that the checkpoints of teachers exist, are theirs, and fit the teachers' networks; no array is read yet.
+    """Check that each teacher's checkpoint exists, belongs to the named model, and fits the teacher's network.
 
-    The checkpoint of a teacher with cached outputs is not needed, and is not checked.
+    No array is read yet. The checkpoint of a teacher with cached outputs is not needed, and is not checked.
     """
     for teacher in run.teachers.values():
         if teacher.checkpoint and teacher.runs:
@@ -164,9 +181,10 @@ def teacher_checkpoints_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_know_the_data(run: RunView) -> None:
-    """Check that a teacher from a checkpoint was trained on these classes, and on these columns of numbers, in order.
+    """Check that a teacher from a checkpoint was trained on the same classes and numeric columns, in the same order.
 
-    A run keeps the names of both beside its models. A teacher with a map of classes is not asked for their names.
+    A run keeps the names of both beside its models, and they are compared with those of this run's data. Class names
+    are not compared if the teacher has a map of classes (config key `teachers.NAME.classes`).
     """
     for teacher in run.teachers.values():
         folder = checkpoint_of(teacher.checkpoint)[0].parent / HUB if teacher.checkpoint else None
@@ -196,10 +214,11 @@ def streams_are_read(run: RunView) -> None:
 
 
 def roles_have_parameters(run: RunView) -> None:
-    """Check that every role with its own optimiser (section `roles`) has parameters, in the training of some model.
+    """Check that every role (group of parameters) with its own optimiser has parameters, in the training of some model.
 
-    For example, the role `fusion` has no parameters if the fusion is `single()`. Teachers and the control (the same
-    student trained without a teacher) have the optimisers of the student's roles, but not always their parameters.
+    Such roles are set in the section `roles`. For example, the role `fusion` has no parameters if the fusion is
+    `single()`. Teachers and the control (the same student trained without a teacher) have the optimisers of the
+    student's roles, but not always their parameters.
     """
     for role in run.config.roles:
         if not any(jax.tree.leaves(stage.view.train_state.params.get(role, ())) for stage in run.stages):
@@ -251,7 +270,7 @@ def workdir_can_be_written(run: RunView, workdir: Path) -> None:
 
 
 def bucket_can_be_written(run: RunView, workdir: Path) -> None:
-    """Check that each process can write and read the bucket of the checkpoints; new checkpoints are not yet written."""
+    """Check that each process can write and read the cloud bucket of the checkpoints; no checkpoint is written yet."""
     if run.config.checkpoints.bucket:
         bucket.require_writable(run.config.checkpoints.bucket, "checkpoints.bucket")
 
@@ -259,7 +278,7 @@ def bucket_can_be_written(run: RunView, workdir: Path) -> None:
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
     """Check that the folder of the run (workdir) is new, or holds a run of the same config, which is then resumed.
 
-    The config keys steps, logging, mesh and distributed may differ from those of the run in the folder.
+    The config keys steps, logging, mesh, distributed and exports may differ from those of the run in the folder.
     """
     saved = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():

@@ -102,7 +102,7 @@ def teachers_have_values(view: StageView) -> None:
 
 
 def teachers_support_the_step(view: StageView) -> None:
-    """Check that every teacher can do what the training algorithm asks of it, which some options of teachers prevent.
+    """Check that no option of a teacher conflicts with the training algorithm (config key `step`).
 
     Some algorithms train the teachers, which is impossible on separate devices. Some run the teachers on texts that the
     student generates, for which a cache has no outputs.
@@ -153,7 +153,7 @@ def _trace_update(view: StageView) -> Any:
     """Trace one update of the training algorithm, and check what it returns.
 
     Raises:
-        ConfigError: it cannot be traced; the user's own step may fail in any way.
+        ConfigError: the update cannot be traced, or does not return a new train state and metrics.
     """
     trace = jax.make_jaxpr(view.parts.step.update, return_shape=True)
     try:
@@ -168,11 +168,11 @@ def _trace_update(view: StageView) -> Any:
 
 
 def _wrong_update(state: TrainState, out: Any) -> str:
-    """Return the first problem with the output of `Step.update`, as shapes; empty if there is none.
+    """Return a text about the first problem with the output of `Step.update`, or '' if there is none.
 
     Args:
         state: the train state before the update, as shapes.
-        out: what the update returns for it, which must be a new train state alike, and metrics by name.
+        out: the output, as shapes; it must be a new train state of the same shapes, and a dict of metrics by name.
     """
     if not isinstance(out, tuple) or isinstance(out, TrainState) or len(out) != 2:
         return f"{type(out).__name__}; return (train state, metrics)"
@@ -219,7 +219,10 @@ def step_initialises(view: StageView) -> None:
 
 
 def own_models_can_be_evaluated(view: StageView) -> None:
-    """Check that a model of the user's own code runs on batches of evaluation, whose size may be another."""
+    """Check that models of the user's own code run on evaluation batches, whose size may differ from training batches.
+
+    The model is traced, and must return one row of logits for each row of the batch.
+    """
     models = {"student.model": (view.config.student.model, view.parts.student)}
     models |= {f"{each.path}.model": (each.spec, each.network) for each in view.parts.teachers if each.runs}
     rows, cure = view.config.evaluate.batch_size, "Take the number of rows from the batch: batch['image'].shape[0]"
@@ -241,7 +244,7 @@ def own_models_can_be_evaluated(view: StageView) -> None:
 
 
 def memory_suffices(view: StageView) -> None:
-    """Check that parameters, optimiser, teachers and batches fit into the memory of a device.
+    """Check that the parameters, optimiser state, teachers and batches of a training stage fit into a device's memory.
 
     This is a lower bound: parameters count as if they were split evenly over the axes fsdp and tensor, and activations,
     gradients and copies come on top of it. If the devices are CPUs, a batch is in the same memory twice: as it was read

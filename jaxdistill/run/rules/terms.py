@@ -31,10 +31,10 @@ def fusion_fits(view: StageView) -> None:
 
 
 def terms_have_gradients(view: StageView) -> None:
-    """Check that every loss term has a gradient: in outputs or parameters of the student, or in parameters of its own.
+    """Check that every loss term has a gradient with respect to the student or to the term's own parameters.
 
-    A term that returns integers or truth values, or stops the gradient, would change nothing, in silence. A term of
-    weight 0 is only logged.
+    A term that returns integers or booleans, or stops the gradient, would have no effect, and no error would be raised.
+    A term of weight 0 needs no gradient, because it is only logged.
     """
     for name, weighted in view.terms.items():
         term = objective({name: weighted}, view.parts.components.fusion)
@@ -52,11 +52,11 @@ def terms_have_gradients(view: StageView) -> None:
 
 
 def masks_are_no_outputs(view: StageView) -> None:
-    """Check that the mask of a loss term is not made of outputs as they are, such as a second array of values.
+    """Check that no loss term returns other numbers, such as a second array of values, in place of its mask.
 
-    A term returns values, or values and their mask, of which every number other than 0 counts. A mask that compares
-    outputs has no gradient in them; one that is computed from them was meant as something else. Only losses of the
-    user's own are judged.
+    A term returns values, or a pair of values and mask, where values count if the mask is not 0. A mask that compares
+    outputs of the models has no gradient with respect to them. If it has one, it was probably not meant as a mask. Only
+    losses that the user's own code registers are checked.
     """
     for name, weighted in view.terms.items():
         parts = own_parts({name: view.config.objective[name].term})
@@ -67,7 +67,7 @@ def masks_are_no_outputs(view: StageView) -> None:
 
 
 def _has_mask_of_outputs(view: StageView, name: str, weighted: WeightedTerm) -> bool:
-    """Return True if a loss term returns a mask of floats that has a gradient in the outputs of the models."""
+    """Return True if a loss term returns a mask of floats that has a gradient with respect to the models' outputs."""
     term, stream = objective({name: weighted}, view.parts.components.fusion), weighted.term.stream
     signals = {name: view.signals[name] for name in term.streams}
 
@@ -94,7 +94,7 @@ def _has_mask_of_outputs(view: StageView, name: str, weighted: WeightedTerm) -> 
 
 
 def _is_zero(weight: str) -> bool:
-    """Return True if the spec string of a weight is the number 0."""
+    """Return True if the weight of a loss term, as written in the config, is the number 0."""
     try:
         return float(weight) == 0
     except ValueError:
@@ -102,7 +102,11 @@ def _is_zero(weight: str) -> bool:
 
 
 def _slope(term: Objective, name: str, weight: Any, variables: Any, signals: Any, key: Any) -> list[Any]:
-    """Return `weight` times the gradient of a term's sum in the student and in the term's parameters."""
+    """Return `weight` times the gradient of a loss term with respect to the student and the term's own parameters.
+
+    The term is the sum of its values. The result is a list of arrays; the student stands for its outputs and parameters
+    in each stream.
+    """
     params, state = variables
 
     def value(params: Any, students: Any) -> Any:
@@ -129,9 +133,10 @@ def terms_fit(view: StageView) -> None:
 
 
 def terms_of_pairs_read_embeddings(view: StageView) -> None:
-    """Check that no loss term reads the logits of a model with two towers, which compare the rows of one batch.
+    """Check that no loss term reads the logits of a model with two towers, such as CLIP.
 
-    Such logits are no classes: their columns are the texts of the batch, on each device alone under pmap.
+    Such logits are no scores of classes: they compare the rows of one batch, and their columns are the texts of the
+    batch (under pmap, only the texts on the same device).
     """
     for name, (term, *_) in view.terms.items():
         signals = view.signals.get(term.stream)
@@ -147,12 +152,12 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
 
 
 def _values(term: Term, signals: Any, key: Any) -> Any:
-    """Return the values of a term with its initial parameters."""
+    """Return the values of a loss term, computed with its initial parameters."""
     return term.apply(*term.init(key, signals), signals, key=key)[0]
 
 
 def text_reductions_have_texts(view: StageView) -> None:
-    """Check that only the values of texts are reduced text by text (config key `objective.NAME.reduction`)."""
+    """Check that a loss term is averaged text by text (`objective.NAME.reduction="text"`) only if it reads texts."""
     for name, (term, _, reduction) in view.terms.items():
         if reduction == "text" and term.stream in view.signals and view.signals[term.stream].mask.ndim < 2:
             cure = "Leave reduction at 'token'"
@@ -170,7 +175,7 @@ def _try_objective(
         terms: loss terms with their weights, by name.
         fusion: combines several teachers into one.
         path: config path of the terms or of the fusion, for the error.
-        kernels: (number of chunks, kernel backend), to compute the loss by a kernel too; empty: without kernels.
+        kernels: (number of chunks, kernel backend), to compute the loss by a kernel too; if empty, no kernel is tried.
     """
     candidate = objective(terms, fusion, *kernels)
     for stream in candidate.streams - set(view.signals):

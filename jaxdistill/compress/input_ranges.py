@@ -20,7 +20,7 @@ WIDEST = Combine(  # of the ranges of two products of one weight
 
 
 def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
-    """Add input ranges to a model's variables, in the form that a model wrapped by a quantizer has them in its state.
+    """Return the variables of a quantised model: those of the float model, with the input ranges added to the state.
 
     Args:
         variables: variables of the model without a quantizer.
@@ -31,7 +31,7 @@ def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
 
 
 def require_ranges(model: Model, ranges: Mapping[str, Array], batch: RowsLike) -> None:
-    """Check that the input ranges from a file fit the weights of a quantised model.
+    """Require that the input ranges from a file fit the weights of a quantised model.
 
     Args:
         model: the model that will use the ranges, wrapped by its quantizer.

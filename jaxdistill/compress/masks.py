@@ -135,7 +135,12 @@ class Settings(NamedTuple):
         return kernels
 
     def share_at(self, step: Array, steps: int) -> Array:
-        """Compute the share of weights to prune at a step, of `steps` in the training; it is 0 before `start`."""
+        """Compute the share of all weights that is pruned at a training step; it grows cubically from 0 to `share`.
+
+        Args:
+            step: number of the step.
+            steps: number of steps of the training.
+        """
         first, last = self.moments(steps)
         done = jnp.clip((step - first) / max(last - first, 1), 0.0, 1.0) if last > first else 1.0
         return jnp.where(step >= first, self.share * (1 - (1 - done) ** 3), 0.0)

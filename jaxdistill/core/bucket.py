@@ -86,7 +86,7 @@ def path(address: str) -> seal.BucketPath:
 
 
 def require_writable(address: str, option: str) -> None:
-    """Check that a bucket can be written and read: write a small object, read it, and delete it.
+    """Require that a bucket can be written and read: write a small object, read it, and delete it.
 
     Args:
         address: address in the bucket, `gs://BUCKET/FOLDER`.

@@ -261,7 +261,7 @@ def _barrier(name: str) -> None:
 
 
 def check_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> tuple[int, CheckpointManifest]:
-    """Check that a checkpoint exists and fits a model, without reading arrays; return its step number and manifest.
+    """Require that a checkpoint exists and fits a model, without reading arrays; return its step number and manifest.
 
     Args:
         folder: the `checkpoints` folder of a training.

@@ -96,7 +96,7 @@ def _is_well_formed(manifest: CheckpointManifest) -> bool:
 
 
 def check_owner(folder: Path, manifest: CheckpointManifest, owner: str, run: str = "") -> None:
-    """Check that a checkpoint belongs to a given model and run.
+    """Require that a checkpoint belongs to a given model and run.
 
     Shapes are not enough to tell, because several models of one run may have the same shapes.
 

@@ -78,7 +78,7 @@ def size_of(tree: Any) -> int:
 
 
 def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str, kind: str = "memory") -> None:
-    """Check that the available memory (or disk space) is enough for everything that will be allocated.
+    """Require that the available memory (or disk space) is enough for everything that will be allocated.
 
     Args:
         parts: `{description: (config key, bytes)}`: what needs memory, the config key that determines its size, and the

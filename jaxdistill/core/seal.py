@@ -234,7 +234,7 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 
 def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False) -> None:
-    """Check that files match their SHA-256 in the `seal.json` of their folder; do nothing if there is no `seal.json`.
+    """Require that files match their SHA-256 in the `seal.json` of their folder; do nothing if there is no `seal.json`.
 
     Args:
         files: the files to check.
@@ -261,7 +261,7 @@ def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False
 
 
 def check_folder(folder: Path) -> None:
-    """Check that all files which a folder's `seal.json` lists match their SHA-256.
+    """Require that all files which a folder's `seal.json` lists match their SHA-256.
 
     Raises:
         FileNotFoundError: the folder has no `seal.json`.

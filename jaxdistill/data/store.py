@@ -151,7 +151,7 @@ def _damage(folder: Path, manifest: StoreManifest, number: int) -> DamageError |
 
 
 def verify_store(folder: Path) -> StoreManifest:
-    """Check that all shards (files) of a store exist and match their seals; return the description of the store.
+    """Require that all shards (files) of a store exist and match their seals; return the description of the store.
 
     Raises:
         StoreError: a shard is not written yet.

@@ -58,7 +58,7 @@ def choose_device(spec: str, path: str, formats: Sequence[str] = ()) -> Device:
 
 
 def check_model(exporter: Exporter, spec: str, model: str, definition: Definition | None, path: str) -> None:
-    """Check that a model can be exported to a format.
+    """Require that a model can be exported to a format.
 
     Args:
         exporter: the export format.

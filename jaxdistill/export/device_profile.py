@@ -114,7 +114,7 @@ def bytes_of(megabytes: float) -> int:
 
 
 def check_device(device: Device, spec: str, to: str, parameters: int, model: str, path: str) -> None:
-    """Check that a device takes an export format, and has memory for a model, before anything is trained or converted.
+    """Require that a device takes an export format, and has memory for a model, before training or conversion.
 
     Args:
         device: the device.

@@ -19,7 +19,7 @@ def outputs_of(network: Network, examples: Examples, size: int) -> np.ndarray:
 
 
 def compare(network: Network, examples: Examples, expected: np.ndarray, outputs: np.ndarray) -> Difference:
-    """Compare the outputs of an exported file with those of its model, for the examples, or tokens, that count.
+    """Return the difference between the outputs of an exported file and those of its model, over unmasked examples.
 
     Args:
         network: the model as a function of a batch.

@@ -259,7 +259,7 @@ class Predictor:
             return {**empty, "label": np.zeros_like(empty["input_ids"])}
 
     def _check_image(self, batch: Batch) -> None:
-        """Check that images, or vectors, have the shape and dtype of those that the model was trained on.
+        """Require that images, or vectors, have the shape and dtype of those that the model was trained on.
 
         Raises:
             ConfigError: the shape or the dtype differs.

@@ -84,7 +84,7 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
 
 
 def _checked_variables(made: Any, path: str) -> Variables:
-    """Check that a model's `init` has returned a pair of dicts of arrays by name, and return the pair as `Variables`.
+    """Require that a model's `init` has returned a pair of dicts of arrays by name, and return the pair as `Variables`.
 
     Raises:
         ConfigError: `init` has returned something else.
@@ -96,7 +96,7 @@ def _checked_variables(made: Any, path: str) -> Variables:
 
 
 def _checked_outputs(out: Any, path: str) -> Outputs:
-    """Check that a model's `apply` has returned a tuple `(Outputs, state)`, and return the `Outputs`.
+    """Require that a model's `apply` has returned a tuple `(Outputs, state)`, and return the `Outputs`.
 
     Raises:
         ConfigError: `apply` has returned something else.

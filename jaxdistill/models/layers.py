@@ -56,7 +56,7 @@ def nudged(x: Array, batch: RowsLike, layer: int) -> Array:
 
 
 def require_dropout_rate(name: str, rate: float) -> None:
-    """Check that a dropout rate is at least 0 and below 1.
+    """Require that a dropout rate is at least 0 and below 1.
 
     Args:
         name: name of the rate's argument, for the error message.

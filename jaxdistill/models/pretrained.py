@@ -194,7 +194,7 @@ def architecture_of(
 
 
 def _check_head(source: CheckpointConfig | Source, family: hub_family.Family, options: Mapping[str, Any]) -> None:
-    """Check that a checkpoint has no head of another task, unless `classes` is set, so that no head is lost silently.
+    """Require that a checkpoint has no head of another task, unless `classes` is set, so that no head is lost silently.
 
     Raises:
         WeightsError: the checkpoint has a head that the family's model does not have, and `classes` is not set.

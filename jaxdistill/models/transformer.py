@@ -57,7 +57,7 @@ class Stack(NamedTuple):
         return self.heads * (self.head_size or self.width // self.heads)
 
     def validate(self) -> None:
-        """Check that the heads divide the width if `head_size` is None, and that the dropout rate is in range.
+        """Require that the heads divide the width if `head_size` is None, and that the dropout rate is in range.
 
         Raises:
             ValueError: the heads do not divide the width, or the dropout rate is negative or not below 1.
@@ -163,7 +163,7 @@ class Patches(nnx.Module):
 
 
 def require_image(shape: tuple[int, ...], patch: int, image: int | None, channels: int | None) -> None:
-    """Check that images have the size and channels of the model, and can be split into patches.
+    """Require that images have the size and channels of the model, and can be split into patches.
 
     Args:
         shape: shape of the images, `(height, width, channels)`.
@@ -183,7 +183,7 @@ def require_image(shape: tuple[int, ...], patch: int, image: int | None, channel
 
 
 def require_squares(config: Mapping[str, Any]) -> None:
-    """Check that images and patches are squares in a Hugging Face config: `image_size` and `patch_size` are integers.
+    """Require that images and patches are squares in a Hugging Face config: `image_size` and `patch_size` are integers.
 
     A missing key is accepted.
 

@@ -130,7 +130,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
 
 
 def check_test_records(finished: Mapping[str, Any], data: Pipeline) -> None:
-    """Check that the test records and class names have not changed since a run finished.
+    """Require that the test records and class names have not changed since a run finished.
 
     Args:
         finished: content of the results.json of the run.

@@ -1,4 +1,4 @@
-"""Check that the output files and folders of a command can be written, before the command does any work."""
+"""Require that the output files and folders of a command can be written, before the command does any work."""
 
 import re
 import tempfile
@@ -12,7 +12,7 @@ BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check that a folder can be created and written, before any work is done; nothing is created yet.
+    """Require that a folder can be created and written, before any work is done; nothing is created yet.
 
     Args:
         folder: the folder.
@@ -47,7 +47,7 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def check_study(folder: Path) -> None:
-    """Check that the folder of a study (a comparison of runs) can be created and written, and is not that of a run.
+    """Require that the folder of a study (a comparison of runs) can be created and written, and is not that of a run.
 
     Raises:
         ConfigError: the folder holds the files of a run, or cannot be written.
@@ -58,7 +58,7 @@ def check_study(folder: Path) -> None:
 
 
 def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], bool] = lambda place: False) -> None:
-    """Check that an output folder has no subfolders with files, which may be somebody's data or runs.
+    """Require that an output folder has no subfolders with files, which may be somebody's data or runs.
 
     Subfolders whose names begin with a dot are ignored.
 
@@ -78,7 +78,7 @@ def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], 
 
 
 def check_no_other_files(folder: Path, option: str, is_ours: Callable[[str], bool] = lambda name: False) -> None:
-    """Check that an output folder holds no unrelated files or folders, which would be mixed with the output or lost.
+    """Require that an output folder holds no unrelated files or folders, which would be mixed with the output or lost.
 
     Names that begin with a dot are ignored.
 
@@ -97,7 +97,7 @@ def check_no_other_files(folder: Path, option: str, is_ours: Callable[[str], boo
 
 
 def check_output(file: Path, option: str, overwrite: bool) -> None:
-    """Check that an output file can be written and replaces no existing file by mistake, before any work is done.
+    """Require that an output file can be written and replaces no existing file by mistake, before any work is done.
 
     Args:
         file: the output file.

@@ -40,7 +40,7 @@ class Input(NamedTuple):
 
 
 def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[Path, Any]:
-    """Check that the inputs of a resumed or repeated run have not changed since the run began, by content hashes.
+    """Require that the inputs of a resumed or repeated run have not changed since the run began, by content hashes.
 
     The inputs are data records, tokenizers, weights, and files that specs name. A new run keeps the hashes in `FILE`
     (records.json). A damaged or missing file is written again, with a note if the run has checkpoints. An earlier

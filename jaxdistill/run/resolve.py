@@ -211,7 +211,7 @@ class Resolved:
         check_rules("run", self)
 
     def check_memory(self) -> None:
-        """Check that the memory of a device suffices for each training stage, by a lower bound of what the stage needs.
+        """Require that the memory of a device suffices for each training stage, by a lower bound of its needs.
 
         Raises:
             ConfigError: a stage needs more memory than there is; the message has both numbers.
@@ -221,7 +221,7 @@ class Resolved:
                 check_rules("stage to run", stage.view)
 
     def check_weights(self) -> None:
-        """Check that pretrained weights and the checkpoints of teachers are undamaged and fit the configured networks.
+        """Require that pretrained weights and the checkpoints of teachers are intact and fit the configured networks.
 
         Raises:
             ConfigError: the files of a model are damaged, incomplete, or belong to another model.
@@ -229,7 +229,7 @@ class Resolved:
         check_rules("weights", self)
 
     def check_workdir(self, workdir: Path) -> None:
-        """Check that the folder of the run is new, or holds a run that this config may resume.
+        """Require that the folder of the run is new, or holds a run that this config may resume.
 
         Raises:
             ConfigError: the folder belongs to another config, or has a checkpoint of a later step than the config's

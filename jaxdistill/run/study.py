@@ -222,7 +222,7 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
 
 
 def check_unchanged(config: Config, folder: Path) -> None:
-    """Check that the records, teachers and files of a finished run are unchanged, so that new runs are comparable.
+    """Require that the records, teachers and files of a finished run are unchanged, so that new runs are comparable.
 
     Raises:
         ConfigError: something has changed.

@@ -87,7 +87,7 @@ def _logits(store: Store, chunk: np.ndarray) -> np.ndarray:
 
 
 def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases | None) -> dict[Path, Any]:
-    """Check that a resumed run trains on the same records (examples) as before it was interrupted.
+    """Require that a resumed run trains on the same records (examples) as before it was interrupted.
 
     A new run keeps a hash of the record numbers in `selection.json`, and a resumed run compares it with its own hash.
 

@@ -117,7 +117,7 @@ def _has_checkpoints(workdir: Path) -> bool:
 
 
 def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Check that results.json, if it is there, belongs to the same run as config.json, and return the record.
+    """Require that results.json, if it is there, belongs to the same run as config.json, and return the record.
 
     Raises:
         DamageError: results.json belongs to another run.
@@ -133,7 +133,7 @@ def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str,
 
 
 def require_one_run(workdir: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Check that a file in the folder of a run belongs to the run that config.json names.
+    """Require that a file in the folder of a run belongs to the run that config.json names.
 
     Args:
         workdir: folder of the run.
@@ -184,7 +184,7 @@ def agreed_name(name: str) -> str:
 
 
 def check_same_parts(workdir: Path, source: str) -> None:
-    """Check that the Python file that registers parts of the run in a folder has not changed since the run began.
+    """Require that the Python file that registers parts of the run in a folder has not changed since the run began.
 
     Args:
         workdir: folder of the run.

@@ -245,7 +245,7 @@ def convert_chunks(
 
 
 def _check_kinds(columns: Mapping[str, Any], kinds: dict[str, Any], file: object, first: int) -> None:
-    """Check that each field has the same type and array shape in all chunks; `kinds` keeps them by field.
+    """Require that each field has the same type and array shape in all chunks; `kinds` keeps them by field.
 
     Raises:
         TableError: the type or the shape differs; the message names file, record and field.

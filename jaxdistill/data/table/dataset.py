@@ -169,7 +169,7 @@ def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], places: Sequence
 
 
 def _complete(column_names: ColumnNames, opened: RecordReader, place: str) -> ColumnNames:
-    """Check that the named columns exist, and return them; for a folder of images, return the columns that it has.
+    """Require that the named columns exist, and return them; for a folder of images, return the columns that it has.
 
     Raises:
         TableError: a column is missing, there is no column for a model to read, or the uses of columns conflict.

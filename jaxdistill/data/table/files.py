@@ -323,7 +323,7 @@ def open_file(file: Path, text_format: TextFormat) -> RecordReader:
 
 
 def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], file: object) -> None:
-    """Check that a file has the columns that the arguments of a data set name.
+    """Require that a file has the columns that the arguments of a data set name.
 
     Args:
         opened: the file.

@@ -28,7 +28,7 @@ UNSUPPORTED_ENCODINGS = ("idna", "punycode", "raw-unicode-escape", "undefined", 
 
 
 def check_text_format(text_format: TextFormat) -> None:
-    """Check that the encoding of text files is known, and that the delimiter is empty or one ASCII character.
+    """Require that the encoding of text files is known, and that the delimiter is empty or one ASCII character.
 
     Raises:
         TableError: the encoding is unknown, or the delimiter is not allowed.

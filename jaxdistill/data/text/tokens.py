@@ -215,7 +215,7 @@ def _padded(encodings: Sequence[Any], length: int, padding: int, typed: bool) ->
 
 
 def check_length(length: int) -> int:
-    """Check that the length of a row (the number of tokens in a sequence) is allowed, and return this length.
+    """Require that the length of a row (the number of tokens in a sequence) is allowed, and return this length.
 
     Raises:
         ValueError: the length is below 1 or above `LONGEST`.

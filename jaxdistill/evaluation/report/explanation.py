@@ -47,7 +47,7 @@ MEANING = (
 
 
 def owner(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity of the run that `explanation.json` belongs to: a dict with its random name and its steps.
+    """Return the identity of the run that `explanation.json` belongs to: a dict with its name and number of steps.
 
     Args:
         results: the content of `results.json`.

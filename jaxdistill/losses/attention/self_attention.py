@@ -109,7 +109,7 @@ def paired_attentions(layers: LayerMap, signals: Signals, teacher: int) -> list[
 
 
 def require_equal_heads(student: AttentionHeads, teacher: AttentionHeads) -> None:
-    """Check that a layer of the student and a layer of the teacher have the same number of attention heads.
+    """Require that a layer of the student and a layer of the teacher have the same number of attention heads.
 
     Raises:
         ValueError: the numbers of heads differ.

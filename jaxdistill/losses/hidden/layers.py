@@ -58,7 +58,7 @@ def layer_pairs(layers: LayerMap, student_states: int, teacher_states: int) -> l
 
 
 def check_layers(layers: LayerMap) -> None:
-    """Check that a layer map has one of the forms that `layer_pairs` lists, whatever the models' depths are.
+    """Require that a layer map has one of the forms that `layer_pairs` lists, whatever the models' depths are.
 
     Raises:
         ValueError: the map is empty or has none of these forms.
@@ -118,7 +118,7 @@ def average_if_extents_differ(student: Array, teacher: Array, signals: Signals) 
 
 
 def _index(layer: int, count: int, whose: str) -> int:
-    """Check that a layer exists among `count` hidden states of a model, and make a negative number positive."""
+    """Require that a layer exists among `count` hidden states of a model, and make a negative number positive."""
     if not -count <= layer < count:
         raise ValueError(f"the {whose} has no layer {layer}; it has layers 0 (the embedding) to {count - 1}")
     return layer % count

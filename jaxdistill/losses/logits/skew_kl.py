@@ -82,7 +82,7 @@ def skew_kl(
 
 
 def require_between_0_and_1(alpha: float) -> None:
-    """Check that 0 < alpha < 1, for the share of one model in a mixture of student and teacher.
+    """Require that 0 < alpha < 1, for the share of one model in a mixture of student and teacher.
 
     Raises:
         ValueError: `alpha` is out of range.

@@ -63,7 +63,7 @@ def parse_edges(spec: GraphSpec) -> Edges:
 
 
 def check_classes(edges: Edges, classes: int) -> None:
-    """Check that the nodes of a graph are classes of the student.
+    """Require that the nodes of a graph are classes of the student.
 
     Raises:
         ValueError: the graph names a class that the student does not have.

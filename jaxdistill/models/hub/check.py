@@ -1,4 +1,4 @@
-"""Check that a pretrained checkpoint fits a model, before its weights are read."""
+"""Require that a pretrained checkpoint fits a model, before its weights are read."""
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model

@@ -115,7 +115,7 @@ def label_names(count: int) -> dict[str, Any]:
 
 
 def require_supported(config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
-    """Check that the settings of a Hugging Face config have values that the model supports.
+    """Require that the settings of a Hugging Face config have values that the model supports.
 
     Args:
         config: the config. A missing key is accepted.

@@ -157,7 +157,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
 
 
 def _check_workdir(study: Study, workdir: Path) -> None:
-    """Check that a folder holds no results of another study, which has arms (variants) that this study lacks."""
+    """Require that a folder holds no results of another study, which has arms (variants) that this study lacks."""
     try:
         written = pages.read(workdir)["runs"] if (workdir / "study.json").is_file() else {}
     except DamageError as error:  # it is made again

@@ -100,7 +100,7 @@ def prepare(config: Config, topology: Topology) -> tuple[Engine, tuple[Variables
 
 
 def _check(config: Config, topology: Topology) -> None:
-    """Check that the config can be planned: it uses the backend jit and all chips of the topology.
+    """Require that the config can be planned: it uses the backend jit and all chips of the topology.
 
     Raises:
         ConfigError: the config uses another backend, fewer chips, or an option that a plan does not support.

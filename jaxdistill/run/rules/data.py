@@ -23,7 +23,7 @@ WRITE_CACHE = "Write it: jaxdistill cache --config ... with the same data, and d
 
 
 def specs_are_known(view: DataView) -> None:
-    """Check that the data set, the tokenizer, the selection and the order that the config names exist and are valid.
+    """Require that the data set, the tokenizer, the selection and the order that the config names exist and are valid.
 
     Nothing is downloaded.
     """
@@ -32,14 +32,14 @@ def specs_are_known(view: DataView) -> None:
 
 
 def streams_have_their_own_names(view: DataView) -> None:
-    """Check that no additional stream (named source of batches) has the name of the training or of the test records."""
+    """Require that no extra stream (named source of batches) has the name of the training or of the test records."""
     for name in sorted({"train", TEST} & set(view.config.streams)):
         problem = f"{name!r} is the name of the records of data.{name}"
         raise ConfigError(f"streams.{name}", f"{problem}. Set data.{name}, or give the stream another name.")
 
 
 def images_are_preprocessed_alike(view: DataView) -> None:
-    """Check that all training batches of the run get the same preprocessing of images, such as `resize(size=224)`.
+    """Require that all training batches of the run get the same preprocessing of images, such as `resize(size=224)`.
 
     Batches of teachers that this run trains, and of additional data streams (named sources of batches), must have the
     preprocessing of the student's batches.
@@ -60,12 +60,12 @@ def _other_transforms(config: Config) -> Mapping[str, tuple[str, ...]]:
 
 
 def records_can_be_read(view: DataView) -> None:
-    """Check that every training and test split of the config exists and can be opened."""
+    """Require that every training and test split of the config exists and can be opened."""
     _ = view.data.descriptions, view.data.test_description
 
 
 def labels_have_one_class_for_each_prediction(view: DataView) -> None:
-    """Check that each record has one class number as its label, or a text one class number for each token."""
+    """Require that each record has one class number as its label, or a text one class number for each token."""
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
         shape, _ = description.fields.get("label", ((), ""))
         tokens = [description.fields[field][0] for field in ("input_ids", "mask") if field in description.fields]
@@ -76,7 +76,7 @@ def labels_have_one_class_for_each_prediction(view: DataView) -> None:
 
 
 def test_records_match_training_records(view: DataView) -> None:
-    """Check that the test records (examples) have the fields and shapes of the training records.
+    """Require that the test records (examples) have the fields and shapes of the training records.
 
     Training records may lack labels, because a student can learn from its teacher alone.
     """
@@ -106,7 +106,7 @@ def test_records_match_training_records(view: DataView) -> None:
 
 
 def mixed_labels_have_the_classes(view: DataView) -> None:
-    """Check that the transforms that mix labels (`mixup`, `cutmix`) have the number of classes of the data.
+    """Require that the transforms that mix labels (`mixup`, `cutmix`) have the number of classes of the data.
 
     Records with the field `label_probs` are not checked, because these transforms then check that field themselves.
     """
@@ -127,7 +127,7 @@ MANY_ROWS, MANY_COPIES = 2**16, 64  # below either, a batch that repeats its rec
 
 
 def batches_hold_few_copies(view: DataView) -> None:
-    """Check that no huge batch repeats a few records many times, which would take minutes to read and add nothing."""
+    """Require that no huge batch repeats a few records many times, which would take minutes to read and add nothing."""
     counts = {
         "batch_size": (view.config.batch_size, view.data.count_training_records()),
         "evaluate.batch_size": (view.config.evaluate.batch_size, view.data.test_description.records),
@@ -148,7 +148,7 @@ def _count_records(view: DataView) -> Callable[[str], int]:
 
 
 def test_records_are_not_trained_on(view: DataView) -> None:
-    """Check that the test split shares no example with the training split or with an additional stream.
+    """Require that the test split shares no example with the training split or with an additional stream.
 
     A stream is a named source of batches. The stream `quiz` is left to `quiz_is_disjoint`.
     """
@@ -165,7 +165,7 @@ def test_records_are_not_trained_on(view: DataView) -> None:
 
 
 def quiz_is_disjoint(view: DataView) -> None:
-    """Check that the data stream `quiz`, if the config has it, shares no example with the training and test splits.
+    """Require that the data stream `quiz`, if the config has it, shares no example with the training and test splits.
 
     The quiz is a second source of labelled batches, on which some training algorithms measure the student.
     """
@@ -180,7 +180,7 @@ def quiz_is_disjoint(view: DataView) -> None:
 
 
 def order_is_possible(view: DataView) -> None:
-    """Check that the training records (examples) can be put into the order that the config key `data.order` describes.
+    """Require that the training records can be put into the order that the config key `data.order` describes.
 
     The records are ordered by a field, such as the label, which must hold one integer per record. If the field is the
     label, the classes that the order names must exist.
@@ -200,7 +200,7 @@ def order_is_possible(view: DataView) -> None:
 
 
 def selection_is_possible(view: DataView) -> None:
-    """Check that training records (examples) can be selected by hardness, if the config key `data.select` asks for it.
+    """Require that training records can be selected by hardness, if the config key `data.select` asks for it.
 
     Hardness, such as the entropy of the teachers' prediction, is computed from cached teacher outputs. The caches must
     exist, belong to the same records without augmentation, hold logits (not sampled classes), and agree in the number

@@ -11,7 +11,7 @@ from jaxdistill.teachers.submesh import KEY
 
 
 def teachers_have_one_delivery(view: ConfigView) -> None:
-    """Check that no teacher has two options that bring its outputs to the student in different ways.
+    """Require that no teacher has two options that bring its outputs to the student in different ways.
 
     Such options are `cache` (the outputs are read from disk) and `placement` (the teacher runs on separate devices).
     """
@@ -23,7 +23,7 @@ def teachers_have_one_delivery(view: ConfigView) -> None:
 
 
 def teachers_with_own_devices(view: ConfigView) -> None:
-    """Check that teachers on separate devices leave at least one device for the student.
+    """Require that teachers on separate devices leave at least one device for the student.
 
     If there are such teachers, the run must also have a single process and `mesh.backend="jit"`.
     """
@@ -45,12 +45,12 @@ def teachers_with_own_devices(view: ConfigView) -> None:
 
 
 def mesh_fits(view: ConfigView) -> None:
-    """Check that enough devices are left for the student's mesh, beside those that are reserved for teachers."""
+    """Require that enough devices are left for the student's mesh, beside those that are reserved for teachers."""
     view.student_mesh()
 
 
 def pmap_splits_rows(view: ConfigView) -> None:
-    """Check that a run with the backend pmap has one process, and splits only batches over devices, not parameters."""
+    """Require that a run with the backend pmap has one process, and splits batches alone over devices."""
     if view.config.mesh.backend == "pmap" and (view.student_mesh()[1:] != (1, 1) or jax.process_count() > 1):
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
@@ -58,7 +58,7 @@ def pmap_splits_rows(view: ConfigView) -> None:
 
 
 def kernels_read_whole_rows(view: ConfigView) -> None:
-    """Check that `mesh.tensor` is 1 if Pallas kernels compute the losses.
+    """Require that `mesh.tensor` is 1 if Pallas kernels compute the losses.
 
     A kernel reads all logits of a token on one device, but `mesh.tensor` splits these logits over devices.
     """
@@ -70,7 +70,7 @@ def kernels_read_whole_rows(view: ConfigView) -> None:
 
 
 def batches_divide(view: ConfigView) -> None:
-    """Check that batches can be split evenly over the devices.
+    """Require that batches can be split evenly over the devices.
 
     Training batch sizes must be multiples of `mesh.data * mesh.fsdp * accumulate` (the last factor is for gradient
     accumulation), and the evaluation batch size of `mesh.data * mesh.fsdp`. If a teacher has separate devices, all
@@ -98,7 +98,7 @@ def _check_divisible(sizes: Mapping[str, int], divisor: int, split: str) -> None
 
 
 def processes_have_a_coordinator(view: ConfigView) -> None:
-    """Check that a run with several processes sets `distributed.coordinator`, the address of process 0."""
+    """Require that a run with several processes sets `distributed.coordinator`, the address of process 0."""
     distributed = view.config.distributed
     if distributed.processes > 1 and not distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
@@ -106,7 +106,7 @@ def processes_have_a_coordinator(view: ConfigView) -> None:
 
 
 def process_is_below_processes(view: ConfigView) -> None:
-    """Check that the number of this process (from 0) is below the number of processes.
+    """Require that the number of this process (from 0) is below the number of processes.
 
     With `distributed.coordinator="auto"`, the cluster sets both numbers, and nothing is checked.
     """

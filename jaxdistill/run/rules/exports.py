@@ -12,7 +12,7 @@ from jaxdistill.run.views import ConfigView, RunView
 
 
 def exports_can_be_written(view: ConfigView) -> None:
-    """Check that the export section names known formats, runtimes, devices and models, with their packages installed.
+    """Require that the export section names known formats, runtimes, devices and models, with their packages installed.
 
     A file may not use more processors than this process has, and the run must have a single process.
     """
@@ -37,7 +37,7 @@ def exports_can_be_written(view: ConfigView) -> None:
 
 
 def exports_can_hold_their_models(run: RunView) -> None:
-    """Check that each export format can hold the architecture of its model, and the target device the model's weights.
+    """Require that each export format can hold its model's architecture, and the target device the model's weights.
 
     The device is checked only if the config names one.
     """

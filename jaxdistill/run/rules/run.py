@@ -30,7 +30,7 @@ from jaxdistill.teachers.teacher import checkpoint_of, owner_of
 
 
 def students_can_be_measured(run: RunView) -> None:
-    """Check that the student can be evaluated: the test records have labels, or there is a teacher to compare it with.
+    """Require that the student can be evaluated: the test records have labels, or there is a teacher to compare with.
 
     A model with two towers (such as CLIP) is evaluated by the pairs of the records, and needs neither.
     """
@@ -41,7 +41,7 @@ def students_can_be_measured(run: RunView) -> None:
 
 
 def vocabularies_fit(run: RunView) -> None:
-    """Check that the embedding table of every model has a row for each token of the model's tokenizer.
+    """Require that the embedding table of every model has a row for each token of the model's tokenizer.
 
     Models whose table size is not known from the config are not checked. A model that reads two texts with one network
     must also have the same tokenizer for both.
@@ -67,7 +67,7 @@ def vocabularies_fit(run: RunView) -> None:
 
 
 def teachers_read_their_texts(run: RunView) -> None:
-    """Check that a model reads the fields that `data.tokens` makes for teachers with another tokenizer or other texts.
+    """Require that a model reads the fields that `data.tokens` makes for teachers of another tokenizer or other texts.
 
     These fields are made if its arguments `teacher` or `teacher_fields` are set.
     """
@@ -88,7 +88,7 @@ def _models(run: RunView) -> dict[str, Model]:
 
 
 def cut_vocabulary_has_tokens(run: RunView) -> None:
-    """Check that the embedding table can be reduced, if the student is cut out of a larger model (structured pruning).
+    """Require that the embedding table can be reduced, if the student is cut from a larger model (structured pruning).
 
     The data must be texts, and the table must not have been reduced before. The tokenizer needs an unknown token, and
     the smaller table a row for each special token.
@@ -112,7 +112,7 @@ def cut_vocabulary_has_tokens(run: RunView) -> None:
 
 
 def categories_fit(run: RunView) -> None:
-    """Check that the embedding table for categories, if a model has one, has a row for each category of the records.
+    """Require that the embedding table of categorical input features has a row for each value in the records.
 
     Records that are not in memory are not checked.
     """
@@ -145,14 +145,14 @@ def _embedding_rows(spec: str, path: str) -> int | None:
 
 
 def packages_exist(run: RunView) -> None:
-    """Check that the optional packages that the config needs are installed."""
+    """Require that the optional packages that the config needs are installed."""
     if run.config.logging.wandb and importlib.util.find_spec("wandb") is None:
         cure = "pip install 'jaxdistill[wandb]', or leave logging.wandb empty"
         raise ConfigError("logging.wandb", f"the package 'wandb' is not installed. {cure}.")
 
 
 def pretrained_weights_fit(run: RunView) -> None:
-    """Check that pretrained weights fit the networks of the student and of the teachers.
+    """Require that pretrained weights fit the networks of the student and of the teachers.
 
     If a teacher has no checkpoint and is not trained in this run, its pretrained weights must contain every parameter,
     including the classifier.
@@ -167,7 +167,7 @@ def pretrained_weights_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_fit(run: RunView) -> None:
-    """Check that each teacher's checkpoint exists, belongs to the named model, and fits the teacher's network.
+    """Require that each teacher's checkpoint exists, belongs to the named model, and fits the teacher's network.
 
     No array is read yet. The checkpoint of a teacher with cached outputs is not needed, and is not checked.
     """
@@ -181,7 +181,7 @@ def teacher_checkpoints_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_know_the_data(run: RunView) -> None:
-    """Check that a teacher from a checkpoint was trained on the same classes and numeric columns, in the same order.
+    """Require that a teacher from a checkpoint was trained on the same classes and numeric columns, in the same order.
 
     A run keeps the names of both beside its models, and they are compared with those of this run's data. Class names
     are not compared if the teacher has a map of classes (config key `teachers.NAME.classes`).
@@ -203,7 +203,7 @@ def teacher_checkpoints_know_the_data(run: RunView) -> None:
 
 
 def streams_are_read(run: RunView) -> None:
-    """Check that every additional data stream (named source of batches) is read in the training of some model."""
+    """Require that every additional data stream (named source of batches) is read in the training of some model."""
     for stream in run.config.streams:
         if stream in run.student.parts.step.streams:
             continue
@@ -214,7 +214,7 @@ def streams_are_read(run: RunView) -> None:
 
 
 def roles_have_parameters(run: RunView) -> None:
-    """Check that every role (group of parameters) with its own optimiser has parameters, in the training of some model.
+    """Require that every role (group of parameters) with its own optimiser has parameters, when some model is trained.
 
     Such roles are set in the section `roles`. For example, the role `fusion` has no parameters if the fusion is
     `single()`. Teachers and the control (the same student trained without a teacher) have the optimisers of the
@@ -226,7 +226,7 @@ def roles_have_parameters(run: RunView) -> None:
 
 
 def chunks_divide_a_factored_head(run: RunView) -> None:
-    """Check that logits can be computed in chunks of a sequence, one after the other, if `chunks` is above 1.
+    """Require that logits can be computed in chunks of a sequence, one after the other, if `chunks` is above 1.
 
     The student must be a language model, and `chunks` must divide the number of tokens in a sequence.
     """
@@ -244,7 +244,7 @@ def chunks_divide_a_factored_head(run: RunView) -> None:
 
 
 def kernels_have_chunks(run: RunView) -> None:
-    """Check that `chunks` is 2 or more if the config asks for Pallas kernels.
+    """Require that `chunks` is 2 or more if the config asks for Pallas kernels.
 
     Such a kernel computes the losses of one chunk of a sequence at a time.
     """
@@ -254,7 +254,7 @@ def kernels_have_chunks(run: RunView) -> None:
 
 
 def kernels_have_a_compiler(run: RunView) -> None:
-    """Check that the devices are TPUs if the config asks for Pallas kernels."""
+    """Require that the devices are TPUs if the config asks for Pallas kernels."""
     platform = run.mesh.devices.flat[0].platform
     if run.config.kernels != "xla" and platform != "tpu":
         reason = f"{run.config.kernels!r} is compiled for TPUs, and these devices are of platform {platform!r}"
@@ -262,7 +262,7 @@ def kernels_have_a_compiler(run: RunView) -> None:
 
 
 def workdir_can_be_written(run: RunView, workdir: Path) -> None:
-    """Check that the folder of the run can be created and written; nothing is created yet."""
+    """Require that the folder of the run can be created and written; nothing is created yet."""
     if jax.process_index() == 0:
         output_checks.check_writable(workdir, "--workdir")
         if run.config.logging.compilation_cache:
@@ -270,13 +270,13 @@ def workdir_can_be_written(run: RunView, workdir: Path) -> None:
 
 
 def bucket_can_be_written(run: RunView, workdir: Path) -> None:
-    """Check that each process can write and read the cloud bucket of the checkpoints; no checkpoint is written yet."""
+    """Require that each process can read and write the checkpoints' bucket; no checkpoint is written yet."""
     if run.config.checkpoints.bucket:
         bucket.require_writable(run.config.checkpoints.bucket, "checkpoints.bucket")
 
 
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
-    """Check that the folder of the run (workdir) is new, or holds a run of the same config, which is then resumed.
+    """Require that the folder of the run (workdir) is new, or holds a run of the same config, which is then resumed.
 
     The config keys steps, logging, mesh, distributed and exports may differ from those of the run in the folder.
     """
@@ -293,7 +293,7 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
 
 
 def steps_are_not_fewer_than_saved(run: RunView, workdir: Path) -> None:
-    """Check that no checkpoint in the workdir has more training steps than the config sets for its model."""
+    """Require that no checkpoint in the workdir has more training steps than the config sets for its model."""
     for stage in run.definitions:
         folder = workdir / stage.folder
         reached = max(manifest.manifests(folder / "checkpoints"), default=0)

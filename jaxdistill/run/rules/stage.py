@@ -19,7 +19,7 @@ from jaxdistill.run.views import KEY, StageView
 
 
 def student_has_the_classes(view: StageView) -> None:
-    """Check that the student has as many classes as the labels of the data.
+    """Require that the student has as many classes as the labels of the data.
 
     If the data set does not say how many classes its labels have, the student needs one for each label that occurs. A
     model without classes, which embeds its input, does not read the labels.
@@ -36,7 +36,7 @@ def student_has_the_classes(view: StageView) -> None:
 
 
 def teachers_have_the_classes(view: StageView) -> None:
-    """Check that every teacher has as many classes as the student, or a map to the student's classes.
+    """Require that every teacher has as many classes as the student, or a map to the student's classes.
 
     The map is the config key `teachers.NAME.classes`. A teacher with another tokenizer, whose vocabulary is aligned
     with the student's, is not checked.
@@ -78,7 +78,7 @@ def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None, 
 
 
 def evaluated_layers_exist(view: StageView) -> None:
-    """Check that student and first teacher have the hidden layers whose similarity (CKA) is measured in evaluation."""
+    """Require that student and first teacher have the hidden layers whose similarity (CKA) is evaluated."""
     teachers = view.signals["train"].teachers
     for pair in view.config.evaluate.layers if teachers else ():
         for layer, outputs, model in zip(pair, (view.student, teachers[0]), ("student", "teacher"), strict=True):
@@ -90,7 +90,7 @@ def evaluated_layers_exist(view: StageView) -> None:
 
 
 def teachers_have_values(view: StageView) -> None:
-    """Check that every teacher has weights, or outputs that are stored in a cache.
+    """Require that every teacher has weights, or outputs that are stored in a cache.
 
     The weights may come from a checkpoint, from a pretrained model, or from training in this run: before the student,
     or together with the student.
@@ -102,7 +102,7 @@ def teachers_have_values(view: StageView) -> None:
 
 
 def teachers_support_the_step(view: StageView) -> None:
-    """Check that no option of a teacher conflicts with the training algorithm (config key `step`).
+    """Require that no option of a teacher conflicts with the training algorithm (config key `step`).
 
     Some algorithms train the teachers, which is impossible on separate devices. Some run the teachers on texts that the
     student generates, for which a cache has no outputs.
@@ -121,7 +121,7 @@ def _trains_teachers(view: StageView) -> bool:
 
 
 def step_streams_exist(view: StageView) -> None:
-    """Check that the config defines every data stream (named source of batches) that the step or a loss term reads.
+    """Require that the config defines every data stream (named source of batches) that the step or a loss term reads.
 
     The step is the training algorithm, such as `offline()`.
     """
@@ -130,7 +130,7 @@ def step_streams_exist(view: StageView) -> None:
 
 
 def gate_is_trained_by_the_step(view: StageView) -> None:
-    """Check that the config has both a gate (a network that weights teachers) and the step `routing()`, or neither.
+    """Require that the config has both a gate (a network that weights teachers) and the step `routing()`, or neither.
 
     `routing()` trains the gate with a loss of its own. Trained by the distillation loss, a gate would prefer the
     teacher that is easiest to match.
@@ -195,7 +195,7 @@ def _wrong_update(state: TrainState, out: Any) -> str:
 
 
 def step_initialises(view: StageView) -> None:
-    """Check that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
+    """Require that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 
     Every parameter group named in `roles` must exist. If `kernels` chooses Pallas kernels, the algorithm must use them.
     One update is traced if the user's own code is part of it, before teachers are trained. The check takes a second; it
@@ -219,7 +219,7 @@ def step_initialises(view: StageView) -> None:
 
 
 def own_models_can_be_evaluated(view: StageView) -> None:
-    """Check that models of the user's own code run on evaluation batches, whose size may differ from training batches.
+    """Require that models of the user's code run on evaluation batches, whose size may differ from training batches.
 
     The model is traced, and must return one row of logits for each row of the batch.
     """
@@ -244,7 +244,7 @@ def own_models_can_be_evaluated(view: StageView) -> None:
 
 
 def memory_suffices(view: StageView) -> None:
-    """Check that the parameters, optimiser state, teachers and batches of a training stage fit into a device's memory.
+    """Require that the parameters, optimiser state, teachers and batches of a stage fit into a device's memory.
 
     This is a lower bound: parameters count as if they were split evenly over the axes fsdp and tensor, and activations,
     gradients and copies come on top of it. If the devices are CPUs, a batch is in the same memory twice: as it was read
@@ -269,7 +269,7 @@ def memory_suffices(view: StageView) -> None:
 
 
 def activations_are_constrained(view: StageView) -> None:
-    """Check that the student constrains the sharding of each hidden state (by `by_rows`) if all mesh axes are above 1.
+    """Require that the student constrains the sharding of each hidden state (by `by_rows`) if all mesh axes exceed 1.
 
     Without these constraints, the gradients of a model were wrong by 0.1 on a (2, 2, 2) mesh, and no error was raised.
     On a mesh with an axis of size 1, the gradients were right.
@@ -289,7 +289,7 @@ def activations_are_constrained(view: StageView) -> None:
 
 
 def tensor_divides_models(view: StageView) -> None:
-    """Check that `mesh.tensor` divides the number of attention heads and the vocabulary size of student and teachers.
+    """Require that `mesh.tensor` divides the number of attention heads and the vocabulary size of student and teachers.
 
     Models without a Hugging Face architecture, models with their own sharding rules, and teachers on separate devices
     are not checked.

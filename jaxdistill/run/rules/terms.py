@@ -22,7 +22,7 @@ from jaxdistill.run.views import KEY, StageView
 
 
 def fusion_fits(view: StageView) -> None:
-    """Check that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
+    """Require that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
     if view.teacher_configs:
         term = WeightedTerm(
             stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0
@@ -31,7 +31,7 @@ def fusion_fits(view: StageView) -> None:
 
 
 def terms_have_gradients(view: StageView) -> None:
-    """Check that every loss term has a gradient with respect to the student or to the term's own parameters.
+    """Require that every loss term has a gradient with respect to the student or to the term's own parameters.
 
     A term that returns integers or booleans, or stops the gradient, would have no effect, and no error would be raised.
     A term of weight 0 needs no gradient, because it is only logged.
@@ -52,7 +52,7 @@ def terms_have_gradients(view: StageView) -> None:
 
 
 def masks_are_no_outputs(view: StageView) -> None:
-    """Check that no loss term returns other numbers, such as a second array of values, in place of its mask.
+    """Require that no loss term returns other numbers, such as a second array of values, in place of its mask.
 
     A term returns values, or a pair of values and mask, where values count if the mask is not 0. A mask that compares
     outputs of the models has no gradient with respect to them. If it has one, it was probably not meant as a mask. Only
@@ -122,7 +122,7 @@ def _slope(term: Objective, name: str, weight: Any, variables: Any, signals: Any
 
 
 def terms_fit(view: StageView) -> None:
-    """Check that every loss term can be computed from the outputs of student and teachers.
+    """Require that every loss term can be computed from the outputs of student and teachers.
 
     If the config sets kernels='pallas', a Pallas kernel must be able to compute the term, too.
     """
@@ -133,7 +133,7 @@ def terms_fit(view: StageView) -> None:
 
 
 def terms_of_pairs_read_embeddings(view: StageView) -> None:
-    """Check that no loss term reads the logits of a model with two towers, such as CLIP.
+    """Require that no loss term reads the logits of a model with two towers, such as CLIP.
 
     Such logits are no scores of classes: they compare the rows of one batch, and their columns are the texts of the
     batch (under pmap, only the texts on the same device).
@@ -157,7 +157,7 @@ def _values(term: Term, signals: Any, key: Any) -> Any:
 
 
 def text_reductions_have_texts(view: StageView) -> None:
-    """Check that a loss term is averaged text by text (`objective.NAME.reduction="text"`) only if it reads texts."""
+    """Require that a loss term is averaged text by text (`objective.NAME.reduction="text"`) only if it reads texts."""
     for name, (term, _, reduction) in view.terms.items():
         if reduction == "text" and term.stream in view.signals and view.signals[term.stream].mask.ndim < 2:
             cure = "Leave reduction at 'token'"

@@ -67,7 +67,7 @@ class Model(NamedTuple):
     load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array.
         None if the model is not pretrained
     locked: prefixes of the names of params that training never changes, such as `images/`
-    second_text: for a model that embeds two texts, the prefix of the batch fields of the second text, such as
+    second_prefix: for a model that embeds two texts, the prefix of the batch fields of the second text, such as
         `teacher/`; empty for any other model
     """
 
@@ -75,7 +75,7 @@ class Model(NamedTuple):
     apply: ModelApply
     load: Callable[[Variables], Pretrained] | None = None
     locked: tuple[str, ...] = ()
-    second_text: str = ""
+    second_prefix: str = ""
 
 
 @runtime_checkable

@@ -65,7 +65,7 @@ def evaluator(
         dense, embeds = tuple(outputs.dense() for outputs in teacher_outputs), has_no_classes(out)
         if has_pairs(out):
             similar = _cka_metrics(out, dense[0], layers, rows) if dense else {}
-            return {"retrieval": retrieval(out, rows, mask, student.second_text), **similar}
+            return {"retrieval": retrieval(out, rows, mask, student.second_prefix), **similar}
         logits = prevent_fusion(out.dense().logits)
         results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
         if logits.ndim == 3 and mask.ndim == 2 and labels is not None:

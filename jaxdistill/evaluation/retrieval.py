@@ -34,17 +34,17 @@ class Retrieval(PerRow):
         return recalls(values["image"], values["text"], values.get("tokens"), values.get("image_tokens"))
 
 
-def retrieval(out: Outputs, rows: RowsLike, mask: Array, second_text: str = "") -> Retrieval:
+def retrieval(out: Outputs, rows: RowsLike, mask: Array, second_prefix: str = "") -> Retrieval:
     """Collect the embeddings and tokens of a batch, from which R@k (recall at k) over the test set is computed later.
 
     Args:
         out: outputs of a model with two towers.
         rows: the batch, with `input_ids` and `attention_mask` if texts are tokens.
         mask: 0 for rows that only fill the batch, `[rows]`.
-        second_text: prefix of the second text's fields, for a model of two texts (`Model.second_text`); else empty.
+        second_prefix: prefix of the second text's fields, for a model of two texts (`Model.second_prefix`); else empty.
     """
     values: dict[str, Any] = {"image": out.embedding, "text": out.text_embedding}
-    sides = {"image_tokens": "", "tokens": second_text} if second_text else {"tokens": ""}
+    sides = {"image_tokens": "", "tokens": second_prefix} if second_prefix else {"tokens": ""}
     if "input_ids" in rows:
         for name, prefix in sides.items():
             real = rows.get(f"{prefix}attention_mask", 1)

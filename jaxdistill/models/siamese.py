@@ -57,4 +57,4 @@ def siamese(network: Model, scale: float = 20.0, other: str = TEACHER) -> Model:
         pairs = pair_outputs(first.embedding, second.embedding, log_scale, None, batch["mask"])
         return replace(pairs, hidden_states=first.hidden_states, attentions=first.attentions), state
 
-    return network._replace(apply=apply, second_text=other)
+    return network._replace(apply=apply, second_prefix=other)

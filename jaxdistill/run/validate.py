@@ -78,7 +78,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     # the whole run
     "run": (
-        run.students_can_be_measured,
+        run.student_can_be_measured,
         run.vocabularies_fit,
         run.teachers_read_their_texts,
         run.cut_vocabulary_has_tokens,

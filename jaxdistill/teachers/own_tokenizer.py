@@ -18,7 +18,7 @@ def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
         ConfigError: the tokenization of the data makes no fields with this prefix; or the model is `siamese`, which
             reads both texts of an example itself.
     """
-    if teacher.network.second_text:
+    if teacher.network.second_prefix:
         problem = f"{prefix!r}: the model reads both texts of a record itself"
         raise ConfigError(f"{teacher.path}.reads", f"{problem}. Leave it empty, or give the network alone.")
     tokenization = context.data.tokenization

@@ -337,14 +337,15 @@ def test_a_class_with_hardly_any_record_is_told():
     classes.codes(["pos", "neg"] * 20 + ["pso", ""], 0, "f")
     classes.finish("f", 42)
     said = "the class 'pso' has 1 record (the first is 40); check the spelling"
-    assert classes.rare() == said
+    assert classes.doubtful_labels() == said
     classes.codes(["pso", "neg"], 0, "f")  # of another split
-    assert classes.rare() == said
+    assert classes.doubtful_labels() == said
     two = Classes()
     two.codes(["a", "b", "c"] * 3 + ["d", "d", "e"], 0, "f")
     assert (
-        two.rare() == "the class 'd' has 2 records (the first is 9), and 1 more classes have so few; check the spelling"
+        two.doubtful_labels()
+        == "the class 'd' has 2 records (the first is 9), and 1 more classes have so few; check the spelling"
     )
     few = Classes()
     few.codes(["a", "b", "b", "c"], 0, "f")
-    assert few.rare() == ""  # such classes are the rule here
+    assert few.doubtful_labels() == ""  # such classes are the rule here

@@ -108,7 +108,7 @@ class Classes:
         self._counts[name] += not self._complete
         return self._codes[name]
 
-    def rare(self) -> str:
+    def doubtful_labels(self) -> str:
         """Return a warning about labels that may be mistakes, such as classes with very few training records.
 
         The text is empty if there is nothing to report. If most classes are so small, none of them is reported.

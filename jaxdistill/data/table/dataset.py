@@ -247,8 +247,8 @@ def _write(
         total += count
         if split == TRAIN:
             names, places = classes.finish(place, count) if column_names.label else ((), [])
-            if rare := classes.rare():
-                note(f"{place}: {rare}")
+            if warning := classes.doubtful_labels():
+                note(f"{place}: {warning}")
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
     manifest = TableManifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, {**manifest._asdict(), "key": key})

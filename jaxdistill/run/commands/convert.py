@@ -35,7 +35,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         check_writable(options.folder, "FOLDER")
         check_no_other_files(options.folder, "FOLDER")
         try:
-            torch_legacy.convert(torch_legacy.locate(options.file), options.folder, {"model_type": options.model_type})
+            torch_legacy.convert(torch_legacy.fetch(options.file), options.folder, {"model_type": options.model_type})
         except WeightsError as error:
             cure = "Name a .pth file of PyTorch before 1.6; save a newer one with safetensors.torch.save_file"
             raise ConfigError("FILE", f"{error}. {cure}.") from None

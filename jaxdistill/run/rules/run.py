@@ -29,7 +29,7 @@ from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of, owner_of
 
 
-def students_can_be_measured(run: RunView) -> None:
+def student_can_be_measured(run: RunView) -> None:
     """Require that the student can be evaluated: the test records have labels, or there is a teacher to compare with.
 
     A model with two towers (such as CLIP) is evaluated by the pairs of the records, and needs neither.
@@ -51,7 +51,7 @@ def vocabularies_fit(run: RunView) -> None:
         return
     size = run.data.vocabulary or 0
     for path, model in _models(run).items():
-        other = tokenization.others.get(model.second_text)
+        other = tokenization.others.get(model.second_prefix)
         if other is not None and other != tokenization.file:
             problem = "the model reads both texts with one network, and their tokenizers differ"
             raise ConfigError(path, f"{problem}. Leave teacher= out of data.tokens.")
@@ -74,7 +74,7 @@ def teachers_read_their_texts(run: RunView) -> None:
     tokenization = run.data.tokenization
     if tokenization is None or not run.teachers:
         return
-    read = {model.second_text for model in _models(run).values()} | {each.prefix for each in run.teachers.values()}
+    read = {model.second_prefix for model in _models(run).values()} | {each.prefix for each in run.teachers.values()}
     if unread := [prefix for prefix, file in tokenization.others.items() if prefix not in read]:
         problem = f"no model reads the fields {unread[0]!r}, which are made for a teacher"
         cure = f"Set teachers.NAME.reads to {unread[0]!r}, or leave teacher= and teacher_fields= out"

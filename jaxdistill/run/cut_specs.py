@@ -11,6 +11,7 @@ from jaxdistill.export.model_folder import ABOUT
 from jaxdistill.models.hub.family import with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec
 from jaxdistill.run.config import Config, differ
+from jaxdistill.teachers.build import OPTIONS
 
 PATH = "student.model"
 
@@ -38,10 +39,10 @@ def cut_of(config: Config) -> Cut | None:
         if not (entry.checkpoint or entry.steps or entry.model.partition("(")[0].strip() == "pretrained"):
             problem = f"is cut out of {cut.teacher!r}, which has no weights before the student's training"
             raise ConfigError(PATH, f"{problem}. Set teachers.{cut.teacher}.checkpoint or .steps.")
-        for key in ("reads", "classes"):
-            if config.teachers[cut.teacher].get(key):
-                problem = f"is cut out of {cut.teacher!r}, which does not read or answer as the student does"
-                raise ConfigError(PATH, f"{problem} (teachers.{cut.teacher}.{key}). Cut a teacher without {key}.")
+        for option in OPTIONS:
+            if entry.get(option.key) and (reason := option.lacks(entry[option.key]).get("cutting")):
+                key = f"teachers.{cut.teacher}.{option.key}"
+                raise ConfigError(PATH, f"is cut out of {cut.teacher!r}, and {reason}. Leave {key} empty.")
     return cut
 
 

@@ -155,7 +155,7 @@ class StageView:
         """
         teacher = self.teacher_configs[name]
         trained = list(self.teacher_configs).index(name) in self.parts.step.trained_teachers
-        return trained and not (teacher.checkpoint or teacher.steps or teacher.options.get("cache"))
+        return trained and not (teacher.checkpoint or teacher.steps or teacher.cache)
 
     @property
     def student(self) -> Outputs:

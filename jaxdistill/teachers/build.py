@@ -54,6 +54,21 @@ class TeacherConfig(NamedTuple):
         """Return whether this run trains the teacher before the student: `steps` is set, and no checkpoint is."""
         return bool(self.steps) and not self.checkpoint
 
+    @property
+    def cache(self) -> str:
+        """Return the spec string of the cache with the teacher's stored outputs; it is empty if there is none."""
+        return self.options.get(cache.OPTION.key, "")
+
+    @property
+    def class_map(self) -> tuple[int, ...]:
+        """Return the teacher's class for each class of the data; an empty tuple means that they are the same."""
+        return self.options.get(classes.OPTION.key, ())
+
+    @property
+    def prefix(self) -> str:
+        """Return the prefix of the batch fields that the teacher reads; it is empty if they are the student's."""
+        return self.options.get(own_tokenizer.OPTION.key, "")
+
     def set_options(self) -> list[tuple[Option, Any]]:
         """Return the options that are set for this teacher, as a list of pairs `(Option, value)` in a fixed order."""
         return [(option, self.options[option.key]) for option in OPTIONS if self.options.get(option.key)]

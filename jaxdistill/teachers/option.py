@@ -35,6 +35,7 @@ class Context(NamedTuple):
 Capability = Literal[
     "training",  # a stage of this run trains the teacher before the student
     "learning",  # the student's step trains the teacher
+    "cutting",  # the student can be cut out of the teacher (structured pruning)
     "gradients",  # terms read gradients of the teacher's outputs
     "new_records",  # the step makes records that are in no data set
     "pmap",  # the teacher works under pmap

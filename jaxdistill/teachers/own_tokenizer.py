@@ -30,4 +30,11 @@ def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
     return teacher.replaced(network=with_prefix(teacher.network, prefix))
 
 
-OPTION = Option("reads", apply, lacks=lambda _: {"training": "such training uses the student's tokens"})
+OPTION = Option(
+    "reads",
+    apply,
+    lacks=lambda _: {
+        "training": "such training uses the student's tokens",
+        "cutting": "a student that is cut out of a teacher reads the same fields",
+    },
+)

@@ -210,8 +210,8 @@ def test_a_cut_student_is_trained_for_few_bits_too(home, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"reads": "teacher/"}, "does not read or answer as the student does (teachers.big.reads)"),
-        ({"classes": (1, 0)}, "does not read or answer as the student does (teachers.big.classes)"),
+        ({"reads": "teacher/"}, "reads the same fields. Leave teachers.big.reads empty"),
+        ({"classes": (1, 0)}, "has its classes. Leave teachers.big.classes empty"),
         ({"steps": 0}, "has no weights before the student's training. Set teachers.big.checkpoint or .steps"),
     ],
 )

@@ -72,14 +72,14 @@ def write(config: Config, console: Console) -> None:
     if jax.process_count() > 1:
         raise ConfigError("distributed", "a cache is written by one process; set distributed.processes=1.")
     resolved = resolve(config, jax.devices())
-    names = [name for name, entry in resolved.teacher_configs.items() if entry.options.get(KEY)]
+    names = [name for name, entry in resolved.teacher_configs.items() if entry.cache]
     if not names:
         raise ConfigError("teachers", "no teacher has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
     _ = resolved.data  # reports errors of the data before those of teachers
     places = {}
     for name in names:
         key = f"teachers.{name}.{KEY}"
-        places[name] = Path(parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder).expanduser()
+        places[name] = Path(parse_encoding(resolved.teacher_configs[name].cache, key).folder).expanduser()
         check_writable(places[name], key)
         check_no_other_folders(places[name], key, is_ours=lambda inside: (inside / MANIFEST).exists())
     for name, place in places.items():
@@ -96,7 +96,7 @@ class _Writer:
         self.data, self.steps, config = resolved.data, resolved.config.steps, resolved.config
         self.teacher = teacher = resolved.live_teacher(name)
         path = f"{teacher.path}.{KEY}"
-        self.encoding = parse_encoding(resolved.teacher_configs[name].options[KEY], path)
+        self.encoding = parse_encoding(resolved.teacher_configs[name].cache, path)
         self.rows = self.data.shapes["train"]
         outputs, _ = abstract_outputs(teacher.network, f"{teacher.path}.model", self.rows, pairs=True)
         self.classes, self.states = 0 if has_pairs(outputs) else outputs.logits.shape[-1], len(outputs.hidden_states)

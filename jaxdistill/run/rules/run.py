@@ -58,7 +58,7 @@ def vocabularies_fit(run: RunView) -> None:
     others = {prefix: tokenizers.vocabulary_size(tokenizers.load(file)) for prefix, file in tokenization.others.items()}
     models = {"student.model": (run.student.definition.config.student.model, size)}
     for teacher in run.teacher_configs.values():
-        models[f"{teacher.path}.model"] = (teacher.model, others.get(teacher.options.get("reads", ""), size))
+        models[f"{teacher.path}.model"] = (teacher.model, others.get(teacher.prefix, size))
     for path, (spec, tokens) in models.items():
         rows = _embedding_rows(spec, path)
         if rows is not None and rows < tokens:
@@ -192,7 +192,7 @@ def teacher_checkpoints_know_the_data(run: RunView) -> None:
             continue
         about, key = model_folder.read_about(folder), f"{teacher.path}.checkpoint"
         theirs, ours = tuple(about.class_names), tuple(run.data.class_names)
-        if theirs and ours and theirs != ours and not run.teacher_configs[teacher.name].options.get("classes"):
+        if theirs and ours and theirs != ours and not run.teacher_configs[teacher.name].class_map:
             shown = [", ".join(names[:8]) for names in (theirs, ours)]
             cure = f"Give the teacher's class for each of these in order, by {teacher.path}.classes"
             raise ConfigError(key, f"it was trained on the classes {shown[0]}, and the data have {shown[1]}. {cure}.")

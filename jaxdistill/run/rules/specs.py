@@ -12,7 +12,6 @@ from jaxdistill.models.derivatives import GRADIENTS
 from jaxdistill.run.parts import build_quantizer, schedule_converters, step_spec
 from jaxdistill.run.views import StageConfigView
 from jaxdistill.teachers.cache import parse_encoding
-from jaxdistill.teachers.cache_identity import KEY as CACHE
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of
 
@@ -74,7 +73,7 @@ def teachers_can_be_trained_here(view: StageConfigView) -> None:
 def checkpoints_exist(view: StageConfigView) -> None:
     """Require that the checkpoint of every teacher exists, unless the teacher's outputs are cached."""
     for teacher in view.teacher_configs.values():
-        if teacher.checkpoint and not teacher.options.get(CACHE):
+        if teacher.checkpoint and not teacher.cache:
             try:
                 manifest.choose_step(*checkpoint_of(teacher.checkpoint))
             except manifest.CheckpointError as error:
@@ -159,9 +158,9 @@ def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
     which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`).
     """
     for teacher in view.teacher_configs.values():
-        if not teacher.options.get(CACHE):
+        if not teacher.cache:
             continue
-        encoding = parse_encoding(teacher.options[CACHE], f"{teacher.path}.{CACHE}")
+        encoding = parse_encoding(teacher.cache, f"{teacher.path}.cache")
         for name, (term, *_) in view.components.terms.items():
             if not encoding.draws or "teacher" not in term.needs:
                 continue

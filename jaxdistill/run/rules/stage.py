@@ -53,7 +53,7 @@ def teachers_have_the_classes(view: StageView) -> None:
             continue
         if out.spans is not None:
             continue
-        count, classes = out.logits.shape[-1], teacher.options.get("classes", ())
+        count, classes = out.logits.shape[-1], teacher.class_map
         if count != needed and not classes and embeds(view.parts.student, view.shapes["train"]):
             problem = f"it returns {count} numbers, and the student, which has no classes, an embedding of {needed}"
             raise ConfigError(f"{teacher.path}.model", f"{problem}. Give both one width.")

@@ -1,4 +1,4 @@
-"""Batches and signals of made-up numbers: what losses, fusions, models and steps see in tests."""
+"""Random batches and signals, as inputs of losses, fusions, models and steps in tests."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,12 +13,12 @@ from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
 
 
 def single(x: Any) -> Array:
-    """Numbers in float32, converted by numpy: JAX compiles a conversion for each shape."""
+    """Convert numbers to float32 in numpy, since JAX would compile a conversion for each shape."""
     return jnp.asarray(np.asarray(x, np.float32))
 
 
 def drawn(shapes: Any, seed: int) -> Any:
-    """Numbers for a model's variables of these shapes, without compiling its init; statistics are around 1."""
+    """Draw values for a model's variables of these shapes without compiling its init; those of its state are near 1."""
     draw = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: draw.normal(0, 0.3, x.shape).astype(x.dtype), shapes.params)
     return shapes._replace(
@@ -26,11 +26,11 @@ def drawn(shapes: Any, seed: int) -> Any:
     )
 
 
-POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
+POSITIONS = 3  # tokens of a text; the first 2 or 3 are not padding
 
 
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
-    """Everything that a model may return, drawn at random; in numpy, as what `jnp` does is compiled for each shape."""
+    """Draw all outputs that a model may return; in numpy, since `jnp` would compile its functions for each shape."""
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     length = batch[1] if len(batch) == 2 else POSITIONS
     heads = lambda: AttentionHeads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
@@ -45,7 +45,7 @@ def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: i
         state_gradients=tuple(draw(*x.shape) for x in hidden),
     )
     text, factor = np.roll(said.embedding, 1, axis=1) + 0.3 * said.embedding[::-1], np.ones(batch[0], np.float32)
-    said = replace(said, text_embedding=text, scale=3 * factor, bias=-2 * factor)  # no draw: others would change
+    said = replace(said, text_embedding=text, scale=3 * factor, bias=-2 * factor)  # a draw would change later ones
     return jax.tree.map(jnp.asarray, said)
 
 
@@ -84,20 +84,20 @@ def signals(
 
 
 def taught(seen: Signals) -> Signals:
-    """The same with a student that has become its first teacher."""
+    """Return the signals with the outputs and kernels of the first teacher as those of the student."""
     params = seen.params | {"student": seen.params["student"] | seen.params["teachers"][0]}
     return replace(seen, student=seen.teachers[0], params=params)
 
 
 def at_rows(seen: Signals, chosen: Array) -> Signals:
-    """Only these rows, in this order."""
+    """Return the signals of these rows only, in this order."""
     take = lambda tree: jax.tree.map(lambda x: np.asarray(x)[np.asarray(chosen)], tree)
     by_rows = {name: take(getattr(seen, name)) for name in ("student", "teachers", "batch", "mask")}
     return replace(seen, **by_rows)
 
 
 def at_nodes(nodes, seed: int = 0) -> Signals:
-    """A batch whose examples stand at these nodes, in the field `label`."""
+    """Draw signals of a batch whose field `label` holds these nodes of a graph."""
     seen = signals(seed, batch=(len(nodes),), classes=max(5, *nodes) + 1)
     return replace(seen, batch=seen.batch | {"label": np.asarray(nodes, np.int32)})
 
@@ -108,7 +108,7 @@ def drawn_logits(seed: int, *shape: int) -> tuple[Any, Any]:
 
 
 def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of images whose label is a linear function of them; the last quarter of the rows is padding."""
+    """Draw a batch of images, each labelled by a linear classifier; the last quarter of the rows is padding."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(rows, size, size, 1))
     label = (image.reshape(rows, -1) @ rng.normal(size=(size * size, classes))).argmax(-1)
@@ -121,7 +121,7 @@ def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dic
 
 
 def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of sentences of uneven lengths with token numbers below 13; the last quarter of the rows is padding."""
+    """Draw a batch of sentences of uneven lengths with token ids below 13; the last quarter of the rows is padding."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, length + 1, rows)
     return {
@@ -133,7 +133,7 @@ def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> di
 
 
 def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of running text, each token labelled by the next, which it mostly tells; padded as `texts`."""
+    """Draw texts in which most tokens determine the next one, their label; the last quarter of the rows is padding."""
     rng = np.random.default_rng(seed)
     ids, drawn = rng.integers(0, classes, (2, rows, length + 1))
     for place in range(length):
@@ -147,7 +147,7 @@ def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> d
 
 
 def clicks(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of records of 3 categories of 13; padded as `texts`."""
+    """Draw a batch of records with 3 of 13 categories each; the last quarter of the rows is padding."""
     rng = np.random.default_rng(seed)
     return {
         "categories": jnp.asarray(rng.integers(0, 13, (rows, 3)).astype(np.int32)),
@@ -157,7 +157,7 @@ def clicks(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
 
 
 def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of images, each with a sentence, and another for a second reader; padded as both."""
+    """Draw a batch of images with a sentence each, and with other sentences in the fields `teacher/...`."""
     other = {f"teacher/{name}": x for name, x in texts(rows, classes=classes, seed=seed + 1).items()}
     return other | texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
 

@@ -1,4 +1,4 @@
-"""A server of buckets on this machine: the emulator of Google Cloud Storage, in a process of its own.
+"""A local server of buckets: an emulator of Google Cloud Storage in a process of its own.
 
 python tests/buckets.py PORT    serves the empty bucket `distilled`
 """
@@ -17,7 +17,7 @@ BUCKET = "distilled"
 
 @contextlib.contextmanager
 def served() -> Iterator[dict[str, str]]:
-    """Start the server; give the environment in which gcsfs and TensorStore speak to it instead of Google."""
+    """Run the server; yield the environment variables that make gcsfs and TensorStore use it instead of Google."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,7 +28,8 @@ def served() -> Iterator[dict[str, str]]:
                 assert process.poll() is None, "the emulator did not start"
                 time.sleep(0.05)
             address = f"http://127.0.0.1:{port}"
-            no_google = {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # both ask its servers
+            # Two checks of gcsfs that would ask servers of Google are switched off.
+            no_google = {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
             yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, **no_google}
         finally:
             process.kill()
@@ -45,21 +46,21 @@ def serve(port: int) -> None:
     download = objects.download
 
     def with_generation(request, response, storage, *args, **options):
-        """Google names the generation of an object in a header, which TensorStore needs and the emulator leaves out."""
-        with contextlib.suppress(Exception):  # missing: `download` answers 404
+        """Add the header with an object's generation, which TensorStore needs and the emulator leaves out."""
+        with contextlib.suppress(Exception):  # of a missing object, for which `download` answers 404
             about = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
             response["x-goog-generation"] = str(about["generation"])
         return download(request, response, storage, *args, **options)
 
     def move(request, response, storage, *args, **options):
-        """Google's `moveTo`, which gcsfs tries first and the emulator lacks."""
+        """Answer Google's request `moveTo`, which gcsfs tries first and the emulator lacks."""
         request.params["dest_bucket_name"] = request.params["bucket_name"]
         objects.copy(request, response, storage, *args, **options)
         if response.status == HTTPStatus.OK:
             storage.delete_file(request.params["bucket_name"], request.params["object_id"])
 
     objects.download = with_generation
-    from gcp_storage_emulator import server  # reads the functions of `objects`
+    from gcp_storage_emulator import server  # imported late, since it copies the functions of `objects`
 
     name = r"/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.*[^/]+)/moveTo/o/(?P<dest_object_id>.*[^/]+)$"
     server.HANDLERS = ((rf"^(/storage/v1)?{name}", {"POST": move}), *server.HANDLERS)

@@ -7,12 +7,12 @@ import numpy as np
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Equal structure, and numbers that agree."""
+    """Require that two trees have the same structure, and numbers that agree within the tolerances."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal to the bit."""
+    """Require that two trees hold exactly the same numbers."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 

@@ -1,10 +1,10 @@
-"""What every test runs under: the CPU as 8 devices, and shapes that are checked wherever a pure function is called."""
+"""Settings of all tests: a CPU that acts as 8 devices, and types and shapes that are checked at every call."""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports jax; a laptop's result and a TPU host's are the same
+os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports jax; results are the same on hosts with a TPU
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-# Compilation is most of what the suite does. Processes that tests start inherit it.
+# The suite spends most of its time on compilation. Processes that tests start inherit this setting.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import fnmatch
@@ -19,8 +19,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Every package: arguments and results are checked against their annotations, and the shapes of arrays against each
-# other. Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float.
+# In every package, arguments and results are checked against their annotations, and shapes of arrays against each
+# other. `core.types` is left out, since its pytrees also hold shapes, shardings and specs instead of arrays. With the
+# numeric tower of PEP 484, an int is accepted as a float.
 PACKAGE = Path(__file__).parents[1] / "jaxdistill"
 CHECKED = [f"jaxdistill.{folder.name}" for folder in PACKAGE.iterdir() if folder.is_dir() and folder.name != "core"]
 CHECKED += [
@@ -28,22 +29,22 @@ CHECKED += [
 ]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import runs  # noqa: E402  (both import what is to be hooked)
+import runs  # noqa: E402  (after the hook, which checks only what is imported later)
 
 from jaxdistill.core import registry  # noqa: E402
 from jaxdistill.core.kernels import launch  # noqa: E402
 
-# Kernels are compiled for TPUs; here they are interpreted.
+# Pallas kernels are compiled for TPUs only; here they are interpreted.
 launch.INTERPRETED = launch.Target(params=None, interpret=True)
 
-# The same examples for everybody, on machines of any speed.
+# Hypothesis draws the same examples in every run, and a slow machine fails no deadline.
 hypothesis.settings.register_profile("laws", max_examples=10, deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("laws")
 
 
 def pytest_configure(config):
     """Keep what XLA compiles in pytest's cache, for the next run of the same versions on the same processor."""
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads source lines in these programs
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # compiled programs need no source lines
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`
         return
     cpu = Path("/proc/cpuinfo")
@@ -69,7 +70,7 @@ def pytest_collection_modifyitems(config, items):
             elif not item.get_closest_marker("slow"):
                 found.update((item.originalname, pattern) for pattern in hits)
     unmatched = sorted(f"{name}: {pattern!r}" for (name, pattern), count in found.items() if not count)
-    if unmatched and not any("::" in argument for argument in config.args):  # else single cases were asked for
+    if unmatched and not any("::" in argument for argument in config.args):  # "::" asks for single cases
         raise pytest.UsageError(f"`sampled` matches no fast case of {', '.join(unmatched)}")
 
 
@@ -78,25 +79,25 @@ def pytest_collection_finish():
     kinds = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
     strange = [f"{make.__module__}: {name}" for kind in kinds for name, make in kind.factories.items()]
     strange = [line for line in strange if not line.startswith("jaxdistill.")]
-    if strange:  # else other modules' messages list them, in an order that depends on what is collected
+    if strange:  # error messages list all registered parts, and would depend on which tests are collected
         raise pytest.UsageError(f"register parts in a fixture, not by importing a test: {', '.join(strange)}")
     gc.collect()
     gc.freeze()
 
 
-MAPS = Path("/proc/self/maps")  # of memory, of which a process may have 65,530; a program takes several
+MAPS = Path("/proc/self/maps")  # memory maps of this process; Linux allows 65,530, and a program takes several
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registries_of_one_module():
-    """Takes away after each module what its tests have registered."""
+    """Remove the parts that the tests of a module have registered, after the module."""
     with runs.registries_as_found():
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module():
-    """Forgets what is compiled before it takes too many memory maps: a worker that ran out of them aborted."""
+    """Drop compiled programs when they take many memory maps, since a process that runs out of them aborts."""
     yield
     if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, and sentences and documents of them, for tests of text as arrays."""
+"""A tokenizer of whole words, and specs of `sentences` and `documents` that use it."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ WORDS = "[PAD] [UNK] [CLS] [SEP] <end> a b c d e f g".split()  # noqa: SIM905
 
 
 class Labelled(list):
-    """Records of two classes."""
+    """A list of records with the number of their classes."""
 
     classes = 2
 
 
 def written(folder: Path, vocabulary: list[str], padding: dict | None = None) -> Path:
-    """A folder with a tokenizer of these words, which cuts and pads, as published ones do."""
+    """Write a tokenizer of these words, which truncates and may pad, as published ones do; return its folder."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [(word, vocabulary.index(word)) for word in ("[CLS]", "[SEP]")]

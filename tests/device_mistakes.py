@@ -1,4 +1,4 @@
-"""Mistakes of a config about devices: meshes, sub-meshes, rows that do not divide over them, processes."""
+"""Mistakes of a config about devices, in the form of `mistakes.py`: meshes, sub-meshes, batch sizes, processes."""
 
 DEVICE_MISTAKES = {
     "a rule of bytes": (

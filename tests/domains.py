@@ -1,4 +1,4 @@
-"""Two domains, two teachers that are right on one of them each, and a student that a gate tells whom to hear."""
+"""Two domains, two teachers that are each right on one of them, and a student whose gate chooses between them."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ GATE = "gate(inputs=('image',), width=16)"
 
 
 def talker(rule, calls: list | None = None) -> Model:
-    """A teacher without parameters that says `rule(batch)` probabilities."""
+    """Make a teacher without parameters that predicts `rule(batch)`; a call appends its number of rows to `calls`."""
 
     def apply(params, state, batch, *, train, key):
         if calls is not None:
@@ -31,7 +31,7 @@ def talker(rule, calls: list | None = None) -> Model:
 
 
 def rows(seed: int = 0, count: int = 64) -> dict[str, jax.Array]:
-    """Two domains, told by the first pixel; the label is told by the next ones."""
+    """Draw images whose first pixel determines their domain, and the next pixels their label."""
     draw = np.random.default_rng(seed)
     label, domain = draw.integers(0, CLASSES, count), draw.integers(0, 2, count)
     image = draw.normal(0, 0.1, (count, WIDTH))
@@ -48,7 +48,7 @@ def rows(seed: int = 0, count: int = 64) -> dict[str, jax.Array]:
 
 
 def right_on(domain: int):
-    """Right on one domain and sure of the next class on the other."""
+    """Return the rule of a teacher that is right on one domain, and surely wrong by one class on the other."""
 
     def rule(batch):
         said = jnp.where(batch["domain"] == domain, batch["truth"], (batch["truth"] + 1) % CLASSES)

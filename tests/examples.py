@@ -1,6 +1,6 @@
-"""An example of every registered part. The laws are in `test_laws.py`, those of fusions in `test_fusion_laws.py`.
+"""Examples of every registered part. The laws are in `test_laws.py`, those of fusions in `test_fusion_laws.py`.
 
-A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
+A new part needs a line in its table here (a test requires it), and is then held to every law of its kind.
 """
 
 from collections.abc import Mapping
@@ -21,22 +21,23 @@ TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}
 
 
 class Example(NamedTuple):
-    """A spec, and what the part claims.
+    """A spec of a part, and the properties that the laws of its kind check.
 
     Args:
-        least: a loss has its least value where the student equals its teacher.
-        extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
-        draws: a loss draws at random, so that permuted rows meet other draws.
-        detaches: in whose outputs a loss's gradient is not that of its value, because its paper holds a part constant:
-            a copy of the student, or Z of crd.
-        symmetric: a fusion treats its teachers alike.
-        hidden_states: how many a model returns.
-        statistics: a model normalises by its batch; they are its state.
+        spec: the part as a config writes it.
+        least: True if a loss has its least value where the student equals its teacher.
+        extent: height and width, or length, of the hidden states that a loss needs; None if it works with and without.
+        draws: True if a loss or fusion draws at random, so that a permutation of rows changes its values.
+        detaches: "student" or "teachers", where the gradient of a loss is not that of its value, because its paper
+            holds a part constant: a copy of the student, or Z of crd.
+        symmetric: True if a fusion treats its teachers alike.
+        hidden_states: the number of hidden states that a model returns.
+        statistics: True if a model normalises by statistics of its batch and keeps them as its state.
         inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token),
             "clicks" (categories) or "pairs" of image and text, whose logits compare each row with every row.
-        falls: the metric that a step makes fall on learnable data; not its loss where what is matched moves.
-        alike: a step's first teacher is its student's network.
-        stream: on which a step's student hears its teachers, if it makes one of its own.
+        falls: the metric that falls while a step trains on learnable data; not the loss if its target moves.
+        alike: True if the first teacher of a step must have the student's network.
+        stream: the stream on which a step compares the student with its teachers, if not the training records.
     """
 
     spec: str
@@ -161,7 +162,8 @@ FUSIONS = {
     "single": [Example("single")],
 }
 
-TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
+# The terms of the laws' objective that count as tasks, which are all but `decay`.
+TASKS = "terms=('kd', 'cross_entropy', 'hidden')"
 
 STEPS = {
     "averaged": [
@@ -192,7 +194,7 @@ STEPS = {
     "tuned_teacher": [Example("tuned_teacher(updates=4)")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
-# in the worlds of steps, else the average, and of losses, else the first teacher
+# The fusion that a part needs. In the laws, other steps average their teachers; other losses read the first one.
 FUSED_BY = {
     "fused_hidden": "average()",
     "routed_hidden": "gate(inputs=('teachers',), width=3, paths=2)",
@@ -305,10 +307,10 @@ TABLES = {
 
 
 def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
-    """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec.
+    """Run a test for each example with these properties, as in `@every(LOSSES, least=True)`; its spec is the case's id.
 
-    Of several examples of one part that make them, all but the first are slow: compiling them is what a suite takes.
-    Where that is long, a mark `sampled` above it says which parts are fast.
+    Of several such examples of one part, all but the first are slow, since compiling them takes most of a suite's time.
+    A mark `sampled` above this one leaves only the parts that it names fast.
     """
     makes = lambda example: all(getattr(example, claim) == value for claim, value in claims.items())
     chosen = [[example for example in table[name] if makes(example)] for name in table]
@@ -323,5 +325,5 @@ def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
 
 
 def slow(*values: Any) -> Any:
-    """A case of a test that only `make test-slow` runs."""
+    """Return a case of a test that only `make test-slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)

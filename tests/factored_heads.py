@@ -1,4 +1,4 @@
-"""A factored head with its teachers, and the divergences between them from whole logits in float64."""
+"""Factored heads of a student and its teachers, and losses between them from whole logits in float64."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def mixed(log_p, log_q, share):
     return jnp.log((1 - share) * jnp.exp(log_p) + share * jnp.exp(log_q))
 
 
-FORMULAS = {  # of the teacher's and the student's softened log-probabilities
+FORMULAS = {  # arguments: the log-probabilities of the teacher and of the student, both at temperature T
     f"kd(temperature={T})": lambda p, q: T**2 * kl(p, q),
     f"reverse_kl(temperature={T})": lambda p, q: T**2 * kl(q, p),
     f"jsd(beta={BETA}, temperature={T})": lambda p, q: (
@@ -38,7 +38,7 @@ EVERY = {**dict.fromkeys(FORMULAS, 1.0), "cross_entropy": 1.0}
 
 
 def world(seed, rows, length, classes, widths, cap, kind):
-    """A student's head, those of its teachers, labels and a mask. A bias in float32 alone: bfloat16 rounds twice."""
+    """Draw heads of a student and its teachers, labels and a mask. Only float32 has a bias: bfloat16 rounds twice."""
     rng = np.random.default_rng(seed)
     draw = lambda scale, *shape: jnp.asarray((scale * rng.normal(size=shape)).astype(kind))
     kernel = lambda width: draw(2 * width**-0.5, width, classes)
@@ -51,7 +51,7 @@ def world(seed, rows, length, classes, widths, cap, kind):
 
 
 def plain(weights, student, teachers, label, mask):
-    """Value and gradients in float64, from whole logits and the formulas."""
+    """Return value and gradients in float64, computed from whole logits by the formulas above."""
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x, np.float64))
         capped = lambda z: student.cap * jnp.tanh(z / student.cap) if student.cap else z
@@ -72,7 +72,7 @@ def plain(weights, student, teachers, label, mask):
 
 
 def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fusion="average"):
-    """Value and gradients in one pass."""
+    """Return value and gradients as the objective computes them, chunk by chunk in one pass."""
     terms = {name: WeightedTerm(build_loss(name), w) for name, w in weights.items()}
     minimised = objective(terms, registry.fusions.build(fusion, ""), chunks, kernels)
     base = signals(batch=mask.shape)
@@ -92,6 +92,6 @@ def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fus
 
 
 def apart(found, wanted) -> float:
-    """The largest relative error of value and gradients of the features, the kernel and the bias, in the norm."""
+    """Return the largest error among the value and the gradients, each relative to its norm."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     return max(float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Losses that compare the examples of a batch, by loops in float64."""
+"""Losses that compare the examples of a batch, written as plain loops in float64."""
 
 import itertools
 
@@ -7,9 +7,6 @@ import numpy as np
 
 def huber(x: float) -> float:
     return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
-
-
-# By loops, in float64
 
 
 def by_loops_rkd(s: np.ndarray, t: np.ndarray) -> float:

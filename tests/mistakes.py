@@ -1,4 +1,4 @@
-"""Mistakes of a config: (changes of the tiny run, the path that is named, the value in the message, the cure in it)."""
+"""Mistakes of a config: (changes of the tiny run, then what the error names: the path, the value and the cure)."""
 
 from device_mistakes import DEVICE_MISTAKES
 from optimizer_mistakes import OPTIMIZER_MISTAKES

@@ -1,4 +1,4 @@
-"""Networks of the examples, built and compiled once, and the batch that they read."""
+"""Models of the examples, built and compiled once for all tests, and the batches that they read."""
 
 import functools
 
@@ -20,7 +20,7 @@ def batch(inputs: str = "image"):
 
 @functools.cache
 def built(spec: str):
-    """A model and its variables."""
+    """Build a model; return it with its initial params and state."""
     model = registry.models.build(spec, "student.model")
     return model, *jax.jit(model.init)(KEY, batch(INPUTS.get(spec, "image")))
 

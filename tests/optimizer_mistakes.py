@@ -1,4 +1,4 @@
-"""Mistakes of a config about optimisers, learning rates and loss weights."""
+"""Mistakes of a config about optimisers, learning rates and loss weights, in the form of `mistakes.py`."""
 
 OPTIMIZER_MISTAKES = {
     "an unknown optimizer": (["optimizer=adam()"], "optimizer", "'adam'", "Did you mean 'adamw'?"),

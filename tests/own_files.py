@@ -1,4 +1,4 @@
-"""Files of a user's own, in every format that the data set `table` reads, for tests of damaged ones."""
+"""A user's files in every format that the data set `table` reads, for tests of damaged files."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def write_image(folder: Path) -> Path:
 
 
 def read_table(path: Path, columns: str = TEXTS, home: Path | None = None) -> object:
-    """Everything that is read of a file; a copy is kept in `prepared`, beside it."""
+    """Read all records of a file; the data set keeps a copy in the folder `prepared`, by default beside the file."""
     comma = ", " if columns else ""
     spec = f"table(path={str(path)!r}{comma}{columns})"
     records = open_records(spec, "train", (home or path.parent) / "prepared", "data", "train")
@@ -58,14 +58,14 @@ def read_table(path: Path, columns: str = TEXTS, home: Path | None = None) -> ob
 
 
 def write_store(folder: Path) -> Path:
-    """The copy that is kept of a CSV file."""
+    """Write and read a CSV file; return the copy that the data set keeps of it."""
     read_table(write_csv(folder))
     (file,) = folder.glob("prepared/tables/*/train.arrow")
     return file
 
 
 def read_store(file: Path) -> object:
-    """What is read of the CSV file, whose copy may be damaged."""
+    """Read the CSV file again, whose kept copy may be damaged by now."""
     return read_table(file.parents[3] / "own.csv")
 
 

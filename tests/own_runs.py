@@ -1,4 +1,4 @@
-"""Runs on a user's own files, small and of every model family, for tests of trained models in use."""
+"""Small runs of every model family on a user's files, for tests that use trained models."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from jaxdistill.data.datasets import open_records
 QUIET = Console(quiet=True)
 IMAGES = "table(path='{home}/images.npz', image='x', label='y')"
 TEXTS = "table(path='{home}/texts.jsonl', text='words', label='kind')"
-FAMILIES = {  # the model, the data, their tokens
+FAMILIES = {  # (model, data, tokens)
     "mlp": ("mlp(widths=(16,), classes={classes})", IMAGES, ""),
     "resnet": ("resnet(widths=(4, 8), blocks=1, classes=3)", IMAGES, ""),
     "resnet_imagenet": ("resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=3, stem=8, channels=1)", IMAGES, ""),
@@ -40,12 +40,12 @@ FAMILIES = {  # the model, the data, their tokens
         "sentences",
     ),
 }
-ROWS = 16  # of an evaluation batch
+ROWS = 16  # rows of an evaluation batch
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Files of images and texts, and a tokenizer."""
+    """Write files of images and of texts, and a tokenizer; yield their folder."""
     place = tmp_path_factory.mktemp("own")
     draw = np.random.default_rng(0)
     labels = np.arange(120) % 3
@@ -80,7 +80,7 @@ def config_of(family: str, home: Path, **more):
 
 @pytest.fixture(scope="module")
 def trained(home):
-    """The folder of a run of each family, which is made when it is asked for."""
+    """Return a function that gives the folder of a family's run, and trains it at the first call."""
 
     def run(family: str) -> Path:
         folder = home / "runs" / family

@@ -1,4 +1,4 @@
-"""What published code said on seeded weights (`golden/record.py`), and the same weights in a network of ours."""
+"""Recorded outputs of published code on seeded weights (`golden/record.py`), and our models with these weights."""
 
 import json
 import re
@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 
 
 class Reference(NamedTuple):
-    """What the published code was given, and what it said."""
+    """The config, shapes and inputs of published code, and the outputs and gradients that it computed."""
 
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
@@ -46,7 +46,7 @@ def reference(name: str) -> Reference:
 
 
 def write_folder(folder: Path, ref: Reference, dtype: Any = np.float32) -> Path:
-    """A Hugging Face folder with the reference's seeded weights."""
+    """Write a Hugging Face folder with the config and the seeded weights of a reference; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref.config))
     save_file({n: weight(n, s).astype(dtype) for n, s in ref.shapes.items()}, folder / "model.safetensors")
@@ -54,7 +54,7 @@ def write_folder(folder: Path, ref: Reference, dtype: Any = np.float32) -> Path:
 
 
 def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[str, dict[str, Any], Model, Variables]:
-    """The network that a folder's config asks for, with the folder's weights; whatever is fresh is an error."""
+    """Build the model of a Hugging Face folder and load its weights; require that no array is freshly initialised."""
     source = Safetensors(folder)
     name = hub_family.family_name(source.config)
     family = hub_family.families[name]
@@ -72,12 +72,12 @@ def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> O
 
 
 def probabilities(out: Outputs) -> list[jax.Array]:
-    """Those of every layer's attention; empty where they were not asked for."""
+    """Return the attention probabilities of all layers that have them, which needs `attentions=True`."""
     return [heads.probabilities for heads in out.attentions if heads.probabilities is not None]
 
 
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
-    """Logits, embedding and every hidden state, to the tolerance relative to the largest value."""
+    """Require that all recorded outputs agree, within a tolerance relative to the largest value of each."""
     found = {"logits": out.logits, "embedding": out.embedding, "text_embedding": out.text_embedding}
     found |= {f"hidden/{i}": x for i, x in enumerate(out.hidden_states)}
     found |= {f"attention/{i}": x for i, x in enumerate(probabilities(out))}
@@ -88,14 +88,15 @@ def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None
 
 
 def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **options: Any) -> None:
-    """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
+    """Require that the gradient of `sum(sin(logits))` agrees: its product with a seeded direction for each array."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
     apply = lambda params: model.apply(params, variables.state, ref.batch, train=False, key=KEY)[0]
     loss = lambda params: jnp.sum(jnp.sin(apply(params).dense().logits))
     gradients = jax.jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
     theirs = export_arrays(family, arguments, Variables(gradients, {}))
-    theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model
+    # The published model may be the base model, whose names have no prefix.
+    theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}
     missing = set(ref.gradients) - set(theirs)
     assert not missing, f"no gradient for {sorted(missing)[:5]}"
     scale = max(1.0, max(abs(x) for x in ref.gradients.values()))

@@ -1,4 +1,4 @@
-"""Configs of which tests make plans: a small decoder on a mesh of 8 devices."""
+"""Configs for tests of `jaxdistill plan`: a small decoder on a mesh of 8 devices."""
 
 import runs
 

@@ -1,4 +1,4 @@
-"""What the run-level tests share: how to start the tiny run, here or as a command, and how to read what it left."""
+"""Helpers of tests of whole runs: start the tiny run, here or in a process of its own, and read its files."""
 
 import json
 import os
@@ -17,14 +17,14 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
-import jaxdistill.run.parts  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
+import jaxdistill.run.parts  # noqa: F401  (registers the library's parts; `registries_as_found` removes later ones)
 from jaxdistill import main
 from jaxdistill.core import bucket, registry
 from jaxdistill.core.manifest import manifests
 from jaxdistill.evaluation.report.logs import Log, read_logs
 from jaxdistill.run.config_files import load_config
 
-processes: list[subprocess.Popen] = []  # started by `spawn`
+processes: list[subprocess.Popen] = []  # all processes that `spawn` has started
 compilations: list[str] = []  # the names of all programs that XLA has compiled in this process
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **about: (
@@ -37,7 +37,7 @@ ROOT = TINY.parents[1]
 
 
 STAGES = ("teachers/big", "student", "control")
-SLOWLY = (  # a batch in 20 ms, so that a signal meets what it is meant for
+SLOWLY = (  # each batch takes 20 ms or more, so that a signal arrives at the moment that it is meant for
     "--config.data.augment=('shift(pixels=1)', 'pause(seconds=0.02)')",
     "--config.teachers.big.augment=('pause(seconds=0.02)',)",
 )
@@ -45,7 +45,7 @@ SLOWLY = (  # a batch in 20 ms, so that a signal meets what it is meant for
 
 @contextmanager
 def compilation_cache(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs for further runs, here and in processes started here: XLA takes most of their time."""
+    """Keep compiled programs for further runs, here and in processes started here, whose time is mostly compilation."""
     settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
@@ -61,23 +61,23 @@ def compilation_cache(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def registries_as_found() -> Iterator[None]:
-    """Takes away again what config files register: a message that lists what is known must not depend on order."""
+    """Remove what config files register, since error messages list all parts and must not depend on earlier tests."""
     kinds = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
     before = [dict(kind.factories) for kind in kinds]
     yield
     for kind, factories in zip(kinds, before, strict=True):
         ours = {name: make for name, make in kind.factories.items() if make.__module__.startswith("jaxdistill.")}
         kind.factories.clear()
-        kind.factories.update(ours | factories)  # modules of the library are imported once, and perhaps in between
+        kind.factories.update(ours | factories)  # modules of the library, imported in between, register only once
 
 
 def run(workdir: Path, *words: str, source: Path = TINY) -> int:
-    """Runs the command line in this process; returns its exit code."""
+    """Run `jaxdistill` with these arguments in this process; return its exit code."""
     return main.run(["--config", str(source), "--workdir", str(workdir), *words])
 
 
 def spawn(workdir: Path, *words: str, source: Path = TINY, devices: int = 1, package: Path = ROOT) -> subprocess.Popen:
-    """Starts the command in a process of its own, on virtual devices of its own, with the package of this folder."""
+    """Start `jaxdistill` in a process with its own virtual devices, with the code of the folder `package`."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -97,21 +97,21 @@ def free_port() -> int:
 
 
 def together(workdir: Path, *words: str, count: int = 2) -> list[subprocess.Popen]:
-    """Starts processes with two devices each, which find each other."""
+    """Start the processes of one distributed run, with two devices each."""
     place = f"--config.distributed.coordinator=localhost:{free_port()}", f"--config.distributed.processes={count}"
     numbers = [f"--config.distributed.process={number}" for number in range(count)]
     return [spawn(workdir, *words, *place, number, devices=2) for number in numbers]
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[str, str]:
-    """What a process that must succeed has printed."""
+    """Wait for a process, require that it succeeds, and return its stdout and stderr."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     return out, err
 
 
 def meet(process: subprocess.Popen, moment: Callable[[], bool], timeout: float = 240, pause: float = 0.001) -> None:
-    """Waits until something has come about that a process does."""
+    """Wait until `moment()` is true; require that the process is still running until then."""
     end = time.monotonic() + timeout
     while not moment():
         assert process.poll() is None, process.communicate()[1]
@@ -120,13 +120,13 @@ def meet(process: subprocess.Popen, moment: Callable[[], bool], timeout: float =
 
 
 def assert_same_end(workdir: Path, reference: Path) -> None:
-    """Parameters, state, optimiser, key and step of every stage are the same to the bit."""
+    """Require that the newest checkpoints of all stages of two runs are the same to the bit."""
     for stage in STAGES:
         assert differences(saved(workdir / stage), saved(reference / stage)) == [], stage
 
 
 def end_processes() -> None:
-    """Ends what a failed test has left running."""
+    """Kill all processes that a failed test has left running."""
     for process in processes:
         process.kill()
         process.communicate()
@@ -134,13 +134,13 @@ def end_processes() -> None:
 
 
 def load() -> ConfigDict:
-    """The tiny run's config."""
+    """Load the config of the tiny run."""
     return load_config(str(TINY))
 
 
 def damage(step: Path, how: str, file: Path | None = None) -> Path:
-    """Damages a file, or all files with values of a step: "flipped bits", "truncated" or "missing". Says which last."""
-    if file is None:  # of the files alone, some hold nothing that is read
+    """Damage a file or all arrays of a checkpoint by "flipped bits", "truncated" or "missing"; return the last file."""
+    if file is None:  # all files, since some of them hold nothing that is read
         return [damage(step, how, each) for each in step.rglob("*") if each.is_file() and each.parent.name == "d"][-1]
     content = bytearray(file.read_bytes())
     if how == "missing":
@@ -155,14 +155,14 @@ def damage(step: Path, how: str, file: Path | None = None) -> Path:
 
 
 def flip(file: Path, place: int, bits: int = 1) -> None:
-    """Flips bits of one byte of a file."""
+    """Flip bits of one byte of a file."""
     content = bytearray(file.read_bytes())
     content[place] ^= bits
     file.write_bytes(content)
 
 
 def results(workdir: Path) -> dict[str, Any]:
-    """`results.json`."""
+    """Read the `results.json` of a run."""
     return json.loads((workdir / "results.json").read_text())
 
 
@@ -175,7 +175,7 @@ def without_latency(row: dict) -> dict:
 
 
 def log(stage: Path) -> Log:
-    """A stage's log without what depends on the clock."""
+    """Read the log of a stage without the values that depend on the clock."""
     clock = ("time", "steps_per_second")
     workdir = stage.parents[1] if stage.parent.name == "teachers" else stage.parent
     name = f"teacher {stage.name}" if stage.parent.name == "teachers" else stage.name
@@ -184,7 +184,7 @@ def log(stage: Path) -> Log:
 
 
 def saved(stage: Path, step: int | None = None, without: str = "-") -> dict[str, np.ndarray]:
-    """Every array of a stage's checkpoint, by name: parameters, state, optimiser, key. By default of the newest.
+    """Read the arrays of a stage's checkpoint, by default of the newest one: parameters, state, optimiser and key.
 
     Arrays whose names begin with `without` are not read.
     """
@@ -201,7 +201,7 @@ def saved(stage: Path, step: int | None = None, without: str = "-") -> dict[str,
 
 
 def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
-    """The names whose arrays are not the same to the bit."""
+    """Return the names of arrays that are not the same to the bit."""
     return [
         name
         for name in sorted(a.keys() | b.keys())

@@ -1,4 +1,4 @@
-"""Train states that tell their numbers, to be saved and restored."""
+"""Train states that differ by a number, for tests that save and restore them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ import optax
 from jaxdistill.core.checkpoint import Checkpoints
 from jaxdistill.core.types import TrainState
 
-ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # the best is not among the last two
+ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # step: accuracy; the best step is not among the last two
 
 
 def state(number: int) -> TrainState:
-    """A train state that tells its number."""
+    """Make a train state whose step and arrays are determined by a number."""
     draw = lambda name, *shape: jax.random.normal(jax.random.key(number + len(name)), shape)
     params = {"student": {"up/kernel": draw("up", 8, 4), "up/bias": draw("bias", 4)}, "terms": {"kd": {}}}
     moving = {"student": {"norm/mean": draw("mean", 8)}}
@@ -33,7 +33,7 @@ def same(a, b) -> bool:
 
 
 def reopened(folder):
-    """`(newest good step, its state, what was reported)`."""
+    """Restore the newest good step of a folder; return it with its state and the reported messages."""
     said = []
     with Checkpoints(folder, report=said.append) as checkpoints:
         step, restored, data, _ = checkpoints.restore(abstract(state(0)))

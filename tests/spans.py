@@ -1,4 +1,4 @@
-"""Rows that student and teacher cut into different tokens, and what terms give for them."""
+"""Signals of texts that student and teacher tokenize differently, and values of loss terms on them."""
 
 import functools
 from dataclasses import replace
@@ -23,7 +23,7 @@ def seen_by(student: Array, teacher: Outputs, batch: dict[str, Array], mask: Arr
 
 
 def of_spans(rows: int = 4, classes: int = 6, others: int = 9, seed: int = 0) -> Signals:
-    """Rows of 7 and 8 tokens: spans of 1:2, 1:1 and 2:2 tokens, one that only the student has, one more of 1:1."""
+    """Draw rows of 7 and 8 tokens: spans of 1:2, 1:1, 2:2 and 1:1 tokens, and one that only the student has."""
     rng = np.random.default_rng(seed)
     numbers = [[0, 1, 2, 3, 3, 4, 5], [1, 1, 2, 3, 3, 5, 0, 0]]
     numbers = [np.broadcast_to(np.int32(n), (rows, len(n))) for n in numbers]

@@ -1,4 +1,4 @@
-"""Two data sets of text, and tokenizers that spell them differently, for tests of models with unlike tokens."""
+"""Two data sets of text, and tokenizers that split it differently, for students and teachers with unlike tokens."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ def stories(split: str):
 
 
 def letters(split: str, size: int = 48):
-    """Texts in which the next letter is known, and a label that the first letter tells."""
+    """Return texts in which each letter determines the next, and the first letter the label."""
     alphabet = "abcdefg" * 5
     return [{"text": alphabet[i % 7 : i % 7 + 9 + i % 11], "label": i % 7 % 2} for i in range(size)]
 
 
 def bytes_of(merges: int) -> Tokenizer:
-    """Byte pairs, as GPT-2's."""
+    """Train a tokenizer of byte pairs like that of GPT-2."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -28,12 +28,12 @@ def bytes_of(merges: int) -> Tokenizer:
         vocab_size=256 + 1 + merges, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
     )
     made.train_from_iterator([story["text"] for story in stories("") for _ in range(3)], trainer)
-    made.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2 has it: a space is not counted
+    made.post_processor = processors.ByteLevel(trim_offsets=True)  # as in GPT-2: offsets leave out a word's space
     return made
 
 
 def pieces_of(merges: int) -> Tokenizer:
-    """Characters and merges of them, as Llama's: a space is ▁, and what is unknown is spelt in bytes."""
+    """Train a tokenizer of merged characters like that of Llama: a space is ▁, unknown characters become bytes."""
     corpus = ["the thing they thought that there is"] * 3
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     made.normalizer = normalizers.Replace(" ", "▁")
@@ -51,14 +51,14 @@ def pieces_of(merges: int) -> Tokenizer:
 
 
 def words_of() -> Tokenizer:
-    """Whole words of one letter, each of them known."""
+    """Make a tokenizer in which every letter from a to g is a token."""
     made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["[UNK]", "<stop>", *"abcdefg"])}, "[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return made
 
 
 def pairs_of() -> Tokenizer:
-    """Letters, and two of them as one."""
+    """Make a tokenizer of letters from a to g in which "ab" is one token."""
     vocabulary = {word: n for n, word in enumerate([*"gfedcba", "ab", "<halt>"])}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
     made.add_special_tokens(["<halt>"])
@@ -66,7 +66,7 @@ def pairs_of() -> Tokenizer:
 
 
 def written(root: Path) -> dict[str, Path]:
-    """A folder for each of them."""
+    """Write all five tokenizers; return their folders by name."""
     made = {"few": bytes_of(9), "many": bytes_of(60), "pieces": pieces_of(30), "words": words_of(), "pairs": pairs_of()}
     for name, each in made.items():
         (root / name).mkdir()

@@ -1,4 +1,4 @@
-"""Files of a few records in every format that the data set `table` reads, and how they are opened."""
+"""Helpers that write small files in every format that the data set `table` reads, and open them."""
 
 import json
 from pathlib import Path

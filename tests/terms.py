@@ -1,4 +1,4 @@
-"""A loss as a config would build it, and what it gives."""
+"""Losses that are built as a config builds them, and their values on given signals."""
 
 import functools
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from jaxdistill.run.parts import build_loss as loss
 
 
 def build_loss(spec: str) -> Term:
-    """A loss as a config would build it."""
+    """Build a loss as a config does, for the horizon of the examples."""
     return loss(spec, "objective", HORIZON)
 
 
 @functools.cache
 def compiled_loss(spec: str) -> Callable[[Signals, Any], Array]:
-    """`(seen, params) -> values` at its temperature, where its teacher is the first one; None: its first params."""
+    """Return `(signals, params) -> values` of a loss with the first teacher; None stands for its initial params."""
     term = build_loss(spec)
 
     def apply(seen: Signals, params: Any) -> Array:
@@ -34,5 +34,5 @@ def compiled_loss(spec: str) -> Callable[[Signals, Any], Array]:
 
 
 def loss_values(spec: str, seen: Signals, params: Any = None) -> np.ndarray:
-    """What a loss gives for these signals."""
+    """Compute the values of a loss for these signals."""
     return np.asarray(compiled_loss(spec)(seen, params))

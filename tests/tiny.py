@@ -1,4 +1,4 @@
-"""The config of the run-level tests: made-up images, three small perceptrons, 40 steps; all of it in seconds."""
+"""The config of tests of whole runs: made-up images, three small perceptrons and 40 steps, trained in seconds."""
 
 import time
 
@@ -10,14 +10,14 @@ from jaxdistill.data.stream import Transform
 
 
 class Blobs(list):
-    """Records, and how many classes they have."""
+    """A list of records with the number of their classes."""
 
     classes = 4
 
 
 @datasets.register
 def blobs(split: str) -> Blobs:
-    """Four patterns of 8 x 8 pixels under noise. 250, 90 and 42 are multiples of no batch size."""
+    """Draw four patterns of 8 x 8 pixels with noise; no split's size is a multiple of the batch size."""
     patterns = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1))
     seed, rows = {"train": (1, 250), "test": (2, 90), "extra": (3, 42)}[split]
     labels = np.arange(rows) % 4
@@ -28,7 +28,7 @@ def blobs(split: str) -> Blobs:
 
 @transforms.register
 def pause(seconds: float) -> Transform:
-    """Changes nothing, but slows a run down, so that it can be met in the middle."""
+    """Slow a run down and change nothing, so that a test can interrupt the run in the middle."""
 
     def apply(batch, uniforms):
         time.sleep(seconds)
@@ -39,7 +39,7 @@ def pause(seconds: float) -> Transform:
 
 @losses.register
 def breaks(at: int):
-    """Zero up to a step, and then not a number."""
+    """Return a loss that is 0 before the step `at`, and NaN from then on."""
     import jax.numpy as jnp
 
     from jaxdistill.losses.term import stateless

@@ -1,4 +1,4 @@
-"""A study of five arms of four steps, and a config file with a loss of its own."""
+"""A study with five arms of four steps, and the text of a config file that registers a loss."""
 
 import runs
 from rich.console import Console
@@ -25,7 +25,7 @@ TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
 
 
 def study(**differences) -> Study:
-    """Two temperatures by two weights of the labels, beside labels alone: five arms of 4 steps."""
+    """Return a study of two temperatures by two batch sizes, and labels alone: five arms of 4 steps."""
     base = differ(runs.load(), steps=4, teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 4}})
     axes = {"objective.kd.term": TERMS, "labels": {"few": {}, "many": {"batch_size": 16}}}
     alone = {"labels alone": {"teachers": {}, "objective": {"cross_entropy": {}}}}

@@ -1,4 +1,4 @@
-"""Files as PyTorch wrote them before 1.6: five pickles, and the values of the storages behind them."""
+"""Files as PyTorch wrote them before version 1.6: five pickles, then the values of the storages."""
 
 import collections
 import pickle
@@ -26,14 +26,14 @@ class Stored(collections.namedtuple("Stored", "kind key size view")):
 
 
 class Made:
-    """Reduces to a call of a function that is found by its name only when the pickle is read."""
+    """A pickled call of a function that is looked up by its name only when the pickle is read."""
 
     def __init__(self, function, args):
         self.function, self.args = function, args
 
 
 class Writer(pickle._Pickler):
-    """Python's own pickler, with names and storages that do not exist here."""
+    """Python's pickler, which also writes names and storages of modules that are not installed here."""
 
     def persistent_id(self, value):
         return (

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: every model computes on the grid of its file, and learns as if it did not."""
+"""Tests of quantisation-aware training: models compute with rounded values, and gradients pass the rounding."""
 
 import functools
 
@@ -38,7 +38,7 @@ def rows_of(example):
 def loss_of(model, variables, rows, train=False):
     out, state = model.apply(*variables, rows, train=train, key=KEY)
     logits = out.dense().logits
-    kept = jnp.where(jnp.abs(logits) < 1e6, logits, 0)  # pairs that are none have -1e9
+    kept = jnp.where(jnp.abs(logits) < 1e6, logits, 0)  # rows that are not compared have logits of -1e9
     return (kept * jnp.sin(jnp.arange(kept.size)).reshape(kept.shape)).sum(), (kept, state)
 
 
@@ -62,7 +62,8 @@ def test_finished_weights_are_on_the_grid_and_give_the_same_outputs(example, bit
             assert_same({"x": x}, {"x": params[name]})
             continue
         assert levels(np.asarray(x), roles[name]) <= most, name
-        assert (np.asarray(x) != np.asarray(params[name])).mean() >= 0.5  # some kernels have two inputs
+        # Some outputs have only two inputs, and the larger weight is on the grid already.
+        assert (np.asarray(x) != np.asarray(params[name])).mean() >= 0.5
     assert ranges == {}
     forward = lambda model: jax.jit(lambda v: loss_of(model, v, rows_of(example))[1][0])
     rounded, floats = forward(wrapped)(Variables(params, state)), forward(model)
@@ -109,7 +110,7 @@ def test_stacked_and_rematerialised_layers_are_rounded_alike(options):
     ranges = {name: np.asarray(x) for name, x in after.items() if name.endswith("/input_range")}
     assert all((x[..., 0] <= 0).all() and (x[..., 1] > 0).all() for x in ranges.values()) and len(ranges) > 6
     assert np.isfinite(logits).all() and set(after) == set(given[1])
-    if "tied" in options:  # its head is returned unmultiplied, as that of tied embeddings
+    if "tied" in options:  # the model returns its head as a factor of the logits and does not multiply by it
         assert np.asarray(after["head/kernel/input_range"])[1] > 0
         assert np.abs(logits - loss_of(other, values, rows, train=True)[1][0]).max() > 1e-3
         return
@@ -175,7 +176,7 @@ def test_a_learned_scale_has_the_gradient_of_lsq():
     _, wrapped = aware("aware(weights=4, inputs=0, scales='learned')", model)
     rows = {"x": np.eye(20, dtype=np.float32), "mask": np.ones(20, np.float32)}
     params, state = wrapped.init(KEY, rows)
-    factor = np.log(np.asarray([0.5, 0.9, 1.3], np.float32))  # the first one clips
+    factor = np.log(np.asarray([0.5, 0.9, 1.3], np.float32))  # the first two clip some weights
     params = {**params, "layer/kernel": x, "layer/kernel/log_scale": factor}
     total = lambda params: (wrapped.apply(params, state, rows, train=True, key=KEY)[0].logits * WEIGHTS).sum()
     found = jax.grad(total)(params)
@@ -184,7 +185,7 @@ def test_a_learned_scale_has_the_gradient_of_lsq():
     inside = (v > -7) & (v < 7)
     by_step = np.where(inside, np.round(v) - v, np.clip(v, -7, 7))  # equation 3 of the paper
     damping = 1 / np.sqrt(20 * 7)
-    expected = (WEIGHTS * by_step).sum(0) * damping * step  # times d step / d log_scale
+    expected = (WEIGHTS * by_step).sum(0) * damping * step  # `step` is the derivative of the step by `log_scale`
     np.testing.assert_allclose(found["layer/kernel/log_scale"], expected, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(found["layer/kernel"], np.where(inside, WEIGHTS, 0), atol=1e-6)
     assert not inside[:, :2].all(0).any() and inside[:, 2].all()
@@ -194,7 +195,7 @@ WEIGHTS = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
 
 
 class Linear(nnx.Module):
-    """A layer of a user's own."""
+    """A user's module: one linear layer."""
 
     def __init__(self, inputs, outputs, *, rngs):
         self.layer = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Structured pruning: what is removed is gone from every array, and what nothing reads changes no output."""
+"""Tests of structured pruning: units leave every array, and units that nothing reads leave outputs unchanged."""
 
 import batches
 import jax
@@ -34,7 +34,7 @@ SPECS = {
     "resnet": "resnet(widths=(4, 8), blocks=2, classes=5)",
 }
 INPUTS = {"bert": "text", "embedder": "text", "stacked": "tokens", "decoder": "tokens"}
-RESIDUAL = ("vit", "deit", "stacked", "decoder")  # a layer of zeros is the identity: its norms come first
+RESIDUAL = ("vit", "deit", "stacked", "decoder")  # norms come before each layer, so a layer of zeros adds nothing
 
 
 def world(name: str):
@@ -56,7 +56,7 @@ def take(form, variables, shapes, choice, before) -> Variables:
 
 
 def smaller(name: str, wanted: dict):
-    """Cut a model with scores of our own: of each axis the later units count more. Return it and its variables."""
+    """Cut a model so that the last units of each axis stay; return it with its variables and the choice of units."""
     _, variables, rows, form, table = world(name)
     how, before = cut(teacher="big", **wanted), table.sizes(form.arguments)
     after = sizes_after(how, form.family, form.arguments)
@@ -118,7 +118,7 @@ def test_a_layer_that_adds_nothing_can_be_removed(name):
     found = take(form, variables, shapes, choice, before)
     np.testing.assert_allclose(logits(little, found, rows), logits(model, variables, rows), rtol=2e-5, atol=2e-5)
     scores = unit_scores(model, variables, [rows], table, form.arguments)
-    assert scores["layers"][1] < 1e-6 < scores["layers"][[0, 2]].min()  # and block influence says so
+    assert scores["layers"][1] < 1e-6 < scores["layers"][[0, 2]].min()  # block influence finds this layer
 
 
 def test_width_is_removed_from_every_array():
@@ -173,7 +173,7 @@ def test_heads_and_width_are_scored_by_hand():
         for part in ("attention/query", "attention/key", "attention/value", "up")
     ]
     expected = sum(np.abs(inputs[name][real]).mean(0) for name in readers)
-    tokens = real.sum(1)[:, None]  # a pooled text counts for each of its tokens
+    tokens = real.sum(1)[:, None]  # the pooled input of the head counts once for each token of its text
     expected = expected + sum(
         (np.abs(inputs[f"head/{name}/kernel"]) * tokens).sum(0) / real.sum() for name in ("dense", "out")
     )
@@ -198,7 +198,7 @@ def test_padding_and_rows_that_do_not_count_have_no_say(name):
     other = {n: np.array(x) for n, x in rows.items()}
     gone = other["mask"] == 0
     field = "input_ids" if "input_ids" in other else "image"
-    if name == "stacked":  # causal: only tokens after the last one that counts are unseen by all that do
+    if name == "stacked":  # causal: tokens that count attend to all earlier ones, so only the last tokens are unseen
         gone = np.flip(np.cumprod(np.flip(gone, 1), 1), 1).astype(bool)
     assert gone.any()
     other[field][gone] = 3 if field == "input_ids" else 255 - other[field][gone]
@@ -206,7 +206,7 @@ def test_padding_and_rows_that_do_not_count_have_no_say(name):
     for axis, x in scores.items():
         np.testing.assert_allclose(again[axis], x, rtol=1e-4, atol=1e-6, err_msg=axis)
     sizes = table.sizes(form.arguments)
-    measured = {axis: size for axis, size in sizes.units.items() if axis != "vocabulary"}  # tokens are counted
+    measured = {axis: size for axis, size in sizes.units.items() if axis != "vocabulary"}  # tokens are not scored
     assert {axis: len(x) for axis, x in scores.items() if axis != "layers"} == measured
 
 

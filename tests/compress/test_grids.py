@@ -1,4 +1,4 @@
-"""Integers and scales of the grids are those that the writers of files choose."""
+"""Tests that the grids choose the integers and scales that ONNX Runtime, LiteRT and gguf choose."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_rows_are_rounded_as_onnx_runtime_rounds_them():
 
     integers, scales = rounded(8)
     for row, mine, scale in zip(ROWS, integers, scales, strict=True):
-        if not row.any():  # its scale for a row of zeros is 1
+        if not row.any():  # ONNX Runtime gives a row of zeros the scale 1
             assert not mine.any()
             continue
         _, theirs, expected = quant_utils.quantize_data(row, TensorProto.INT8, symmetric=True)
@@ -77,7 +77,7 @@ def test_rounding_again_changes_nothing_and_zero_stays_zero(bits, block):
     once = values(grid(bits, block)(jnp.asarray(ROWS)))
     assert not np.asarray(once)[12].any()
     assert (np.asarray(once)[ROWS == 0] == 0).all()
-    if bits == 2:  # the mean magnitude of rounded weights is another
+    if bits == 2:  # the scale is the mean magnitude, which rounding changes
         return
     np.testing.assert_allclose(values(grid(bits, block)(once)), once, rtol=1e-6, atol=0)
 
@@ -143,7 +143,7 @@ def test_rows_of_inputs_have_their_own_scale(bits):
     step = np.abs(x).max(2, keepdims=True) / (2 ** (bits - 1) - 1)
     assert (np.abs(found - x) <= 0.501 * step).all()
     np.testing.assert_allclose(found / step, np.round(found / step), atol=0.02)
-    assert np.abs(found - x).max() > 0.3 * step.max()  # they are rounded
+    assert np.abs(found - x).max() > 0.3 * step.max()  # the inputs are rounded at all
 
 
 def test_the_straight_through_value_is_the_rounded_one_to_the_bit():

@@ -1,4 +1,4 @@
-"""Unstructured pruning: which weights are set to zero, when, and that they stay zero after every update."""
+"""Tests of unstructured pruning: which weights become zero, when, and that they stay zero after every update."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ PARAMS = {ROLE: {"a/kernel": jnp.asarray(KERNEL), "a/bias": jnp.ones(3)}, "terms
 
 
 def pruned(spec: str, steps: int = 10, inner=None, updates: int = 1, model_state=None):
-    """The params after some updates with gradients of 1, and the masks."""
+    """Run some updates with gradients of 1; return the params and the state with the masks."""
     transformation = registry.masks.build(spec, "student.masks").optimizer(inner or optax.sgd(0.0), steps)
     params, state = PARAMS, transformation.init(PARAMS)
     for _ in range(updates):
@@ -31,7 +31,7 @@ def pruned(spec: str, steps: int = 10, inner=None, updates: int = 1, model_state
 
 def test_the_smallest_weights_of_a_kernel_are_zero_and_nothing_else_is():
     params, state = pruned("sparse(share=0.5, start=0.0, end=0.0)")
-    expected = np.where(np.abs(KERNEL) >= 6, KERNEL, 0)  # 6 of 12
+    expected = np.where(np.abs(KERNEL) >= 6, KERNEL, 0)  # 6 of the 12 weights stay
     np.testing.assert_array_equal(params[ROLE]["a/kernel"], expected)
     np.testing.assert_array_equal(params[ROLE]["a/bias"], np.ones(3))
     np.testing.assert_array_equal(params["terms"]["kernel"], np.ones((4, 3)))
@@ -48,7 +48,7 @@ def test_a_pattern_keeps_the_largest_of_neighbouring_inputs():
 def test_wanda_ranks_by_the_size_of_the_input_in_each_output():
     squares = {ROLE: {f"a/kernel{SQUARE}": jnp.float32([10000, 1, 1, 1])}}  # the first input is a hundred times larger
     params, _ = pruned("sparse(share=0.5, by='wanda', start=0.0, end=0.0)", model_state=squares)
-    expected = np.float32([[1, -8, 3], [-6, 0, 0], [0, 0, 0], [0, 10, -11]])  # two of each column
+    expected = np.float32([[1, -8, 3], [-6, 0, 0], [0, 0, 0], [0, 10, -11]])  # two weights of each column stay
     np.testing.assert_array_equal(params[ROLE]["a/kernel"], expected)
 
 
@@ -59,7 +59,7 @@ def test_the_share_rises_as_published_and_pruned_weights_stay_zero_under_an_opti
         kernel = np.asarray(params[ROLE]["a/kernel"])
         np.testing.assert_array_equal(kernel == 0, ~np.asarray(state.kept["a/kernel"]))
         counts.append(int((kernel == 0).sum()))
-    shares = [0.75 * (1 - (1 - t / 4) ** 3) for t in (0, 2, 4)]  # at steps 2, 4 and 6
+    shares = [0.75 * (1 - (1 - t / 4) ** 3) for t in (0, 2, 4)]  # masks are chosen at steps 2, 4 and 6
     expected = [round(12 * share) for share in shares]
     assert counts == [0, 0, *[expected[0]] * 2, *[expected[1]] * 2, *[expected[2]] * 4] and expected == [0, 8, 9]
 
@@ -133,7 +133,7 @@ def test_wanda_measures_the_inputs_of_every_kernel(spec, inputs):
     squares = {name: x for name, x in after.items() if name.endswith(SQUARE)}
     assert squares and all(x.shape == state[name].shape for name, x in squares.items())
     assert all(bool((x > 0).any()) for x in squares.values()), [n for n, x in squares.items() if not (x > 0).any()]
-    if spec.startswith("mlp"):  # rows of padding are left out
+    if spec.startswith("mlp"):  # rows of padding do not count
         flat = np.asarray(rows["image"]).reshape(8, -1)[np.asarray(rows["mask"]) > 0]
         np.testing.assert_allclose(squares[f"layers/0/kernel{SQUARE}"], (flat**2).mean(0), rtol=1e-5)
         again, _ = jax.jit(lambda: model.apply(params, after, rows, train=False, key=jax.random.key(1)))()
@@ -170,7 +170,7 @@ def test_kernels_that_do_not_exist_or_do_not_divide_are_named():
 
 
 def test_the_share_is_reached_although_it_is_chosen_now_and_then():
-    for every in (4, 9):  # at steps 0, 4 and 5, and at 0 and 5
+    for every in (4, 9):  # masks are chosen at steps 0, 4 and 5, or at 0 and 5
         _, state = pruned(f"sparse(share=0.5, start=0.0, end=0.5, every={every})", updates=6)
         assert int(state.kept["a/kernel"].sum()) == 6
 

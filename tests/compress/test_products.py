@@ -1,4 +1,4 @@
-"""Which arrays of a model are weights is told by its trace: for every family, and for modules of a user's own."""
+"""Tests that a trace of a model finds its weights, for every family and for a user's modules."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_the_trace_tells_the_weights_of_every_family(example):
     named = {
         n for n, x in params.items() if x.ndim > 1 and n.endswith(("kernel", "embedding")) and "depthwise" not in n
     }
-    assert set(roles) == named  # a depthwise convolution is a sum of products by element
+    assert set(roles) == named  # depthwise kernels are multiplied element by element, so they are no weights
     for name, role in roles.items():
         kernel = {-4: (-4, -3, -2), -3: (-2,), -2: (-2,)}[-params[name].ndim]
         tied = name.endswith("embedding")
@@ -35,7 +35,7 @@ def test_the_trace_tells_the_weights_of_every_family(example):
 
 
 class Mixed(nnx.Module):
-    """Kernels of several axes, and a weight that is a product's input, too."""
+    """A module with kernels of several axes, and a parameter that is the input of a product and no weight."""
 
     def __init__(self, *, rngs):
         self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
@@ -61,7 +61,7 @@ def test_an_own_module_is_understood_by_what_it_computes():
 
 
 class Repeated(nnx.Module):
-    """One layer that a scan runs three times, and that is used once more after it."""
+    """A module that runs one layer three times in a scan, and once more after the scan."""
 
     def __init__(self, *, rngs):
         self.layer = nnx.Linear(6, 6, rngs=rngs)
@@ -85,7 +85,7 @@ def test_a_layer_that_is_used_again_has_one_range_for_all_its_inputs():
 
 
 class Twice(nnx.Module):
-    """A weight that is multiplied from both sides."""
+    """A module that multiplies by its kernel and by the transpose of it."""
 
     def __init__(self, *, rngs):
         self.kernel = nnx.Param(jnp.eye(6))

@@ -1,4 +1,4 @@
-"""A frozen teacher in 8 bits: nearly the same outputs in a quarter of the bytes, by products that are in 8 bits."""
+"""Tests of a frozen teacher in 8 bits: its outputs are nearly the same, its kernels take a quarter of the bytes."""
 
 import functools
 import io
@@ -35,7 +35,7 @@ SCANNED = "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_s
 
 
 def said(model, variables, rows):
-    """Its logits, and its program."""
+    """Return the logits of a model and the text of its lowered program."""
     forward = lambda v, rows: model.apply(*v, rows, train=False, key=KEY)[0].dense().logits
     lowered = jax.jit(forward).lower(variables, rows)
     return np.asarray(lowered.compile()(variables, rows), np.float32), lowered.as_text()
@@ -48,13 +48,13 @@ def world(spec: str, inputs: str):
 
 
 def unlike(found, wanted) -> float:
-    """Root of the mean square difference, over the spread of what is wanted; a pair that is none has -1e9."""
+    """Return the RMS error of logits divided by the spread of `wanted`, without rows that are not compared (-1e9)."""
     told = wanted > -1e6
     return float(np.sqrt(np.mean((found[told] - wanted[told]) ** 2)) / wanted[told].std())
 
 
 def rolled(values: Variables) -> Variables:
-    """A broken twin: every output of a kernel has its neighbour's scale."""
+    """Return broken values, in which every output of a kernel has the scale of its neighbour."""
     move = lambda name, x: jnp.roll(x, 1, -1) if name.endswith("kernel/scale") else x
     return values._replace(params={name: move(name, x) for name, x in values.params.items()})
 
@@ -102,12 +102,13 @@ def test_scales_are_those_of_rows_and_outputs_by_hand(kind):
     np.testing.assert_allclose(quantize(x, -1, kind)[1][:, 0], [2 / most, 1e-30 / most, 100 / most], rtol=1e-6)
     values, scale = quantize(x, -2, kind)
     np.testing.assert_allclose(scale[0], [100 / most, 2 / most], rtol=1e-6)
-    step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]  # half of an integer, or of 3 binary digits
+    # The greatest rounding errors: half a step of the integers, or half of the last of 3 mantissa bits.
+    step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]
     assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).plain() - x) <= step * 1.001).all()
 
 
 def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
-    """With one for all, a row a thousand times smaller than another would be rounded to 0."""
+    """Check that a row a thousand times smaller than another is not rounded to 0, as with one scale for all rows."""
     x, kernel = jnp.array([[1.0, -2.0, 0.5], [1e-3, -2e-3, 5e-4]]), jnp.eye(3)
     y = run_quantized(
         jax.make_jaxpr(jnp.matmul)(x, kernel), [x, QuantizedArray(*quantize(kernel, -2, "int8"), jnp.float32)]
@@ -116,7 +117,7 @@ def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
 
 
 def test_products_of_another_form_are_those_of_the_dequantized_kernel():
-    """One kernel per row, as for experts, or two kernels: their scales do not factor out of the sum."""
+    """Check two products that are computed in floats: one kernel per row, as for experts, and two 8-bit arrays."""
     draw = np.random.default_rng(0)
     x, kernels = (draw.normal(size=size).astype(np.float32) for size in ((2, 3), (2, 3, 4)))
     small = QuantizedArray(*quantize(jnp.asarray(kernels), -2, "int8"), jnp.float32)
@@ -156,7 +157,7 @@ def test_on_a_mesh_it_says_what_it_says_on_one_device_and_is_read_into_its_shard
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """The config of a student beside a teacher that is there."""
+    """Train a teacher; yield the config of a student that reads its checkpoint, and the folder of the run."""
     with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         workdir = tmp_path_factory.mktemp("teacher")
         config = differ(runs.load(), steps=10, control=False, evaluate={"every": 10}, logging={"every": 1})
@@ -183,7 +184,7 @@ def test_a_student_learns_from_it_what_it_learns_from_floats(taught, tmp_path):
     floats, small = distilled(config, tmp_path / "floats"), distilled(eight(config), tmp_path / "small")
     np.testing.assert_allclose(losses(small), losses(floats), rtol=0.01)
     rows = [{row["name"]: row["bytes"] for row in run.rows}["teacher big"] for run in (floats, small)]
-    assert rows[1] < 0.5 * rows[0]  # biases and scales are many in so narrow a network
+    assert rows[1] < 0.5 * rows[0]  # a half and no quarter, since so narrow a network has many biases and scales
     result = json.loads((small.workdir / "student/result.json").read_text())
     assert result["compiled"] == {"update": 1, "evaluate": 1}
 

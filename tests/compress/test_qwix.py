@@ -1,4 +1,4 @@
-"""Values and gradients of rounded products are those of qwix, given the scales of our grids."""
+"""Check that rounded products and their gradients are those of qwix, given the scales of our grids."""
 
 from pathlib import Path
 
@@ -34,4 +34,4 @@ def test_a_product_and_its_gradients_are_those_of_qwix(bits):
     np.testing.assert_allclose(dx, KNOWN[f"dx{bits}"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dparams["kernel"], KNOWN[f"dw{bits}"], rtol=1e-5, atol=1e-5)
     exact = KNOWN["x"] @ KNOWN["w"]
-    assert np.abs(y - exact).max() > 1e-3  # it is rounded
+    assert np.abs(y - exact).max() > 1e-3  # the product is rounded at all

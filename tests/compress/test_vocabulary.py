@@ -1,4 +1,4 @@
-"""A vocabulary cut to a corpus: its texts keep their tokens, networks cut alike say the same, mistakes are named."""
+"""Tests of a vocabulary cut to a corpus: texts keep their tokens, cut networks their outputs; mistakes are named."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_another_kind_of_tokenizer_is_refused():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A reference network of 60 tokens, a tokenizer of as many, and a data set; the command cuts the vocabulary."""
+    """Write a network and a tokenizer of 60 tokens and a config; yield its folder, the network's and the config."""
     with runs.registries_as_found():
         folder = tmp_path_factory.mktemp("vocabulary")
 
@@ -154,7 +154,7 @@ def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
 
 def test_a_folder_of_something_else_is_not_replaced(world, tmp_path, capsys):
     folder, *_ = world
-    for _ in range(2):  # a folder that the command has written is written again
+    for _ in range(2):  # the second time, the command replaces the folder that it wrote
         assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(tmp_path / "cut")]) == 0
     assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == sorted(vocabulary.VOCABULARY_FILES)
     (tmp_path / "tokenizer").mkdir()
@@ -216,7 +216,7 @@ def test_mistakes_are_named(world, tmp_path, capsys):
 def test_a_kill_while_a_vocabulary_is_replaced_mixes_no_two(tmp_path, monkeypatch, sealed, kept):
     content = json.loads(wordpiece().to_str())
     vocabulary.write(tmp_path, content, range(30), 60)
-    if not sealed:  # as an earlier version wrote it
+    if not sealed:  # earlier versions wrote no seal
         (tmp_path / "seal.json").unlink()
     replace, left = Path.replace, [kept]
 

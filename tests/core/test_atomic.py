@@ -1,4 +1,4 @@
-"""Files and folders appear whole: what stood there stays until then, and after a failure nothing else is left."""
+"""Tests of atomic writes: a file or folder appears complete or not at all, and a failed write keeps the old one."""
 
 from pathlib import Path
 

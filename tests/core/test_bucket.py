@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: written, checked and set aside as in a folder, through a server on this machine."""
+"""Tests of checkpoints in a bucket, served by an emulator on this machine: saving, damage, addresses and errors."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def ended():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Checkpoints of four steps, of which the best and the last two are kept."""
+    """Save checkpoints of four steps in the bucket, where the best and the last two stay; return their local folder."""
     folder = tmp_path / "run" / "student" / "checkpoints"
     with Checkpoints(folder, address=f"gs://{buckets.BUCKET}/runs/") as checkpoints:
         for step, accuracy in ACCURACIES.items():
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def flip(step) -> None:
-    """Flip a bit in every 16th byte of each object with values of a step. Some objects alone are never read."""
+    """Flip a bit in every 16th byte of all objects with values of a step, because some of them are never read."""
     for folder in (step / "state" / "d", step / "state" / "ocdbt.process_0" / "d"):
         for file in folder.iterdir():
             content = bytearray(file.read_bytes())
@@ -192,7 +192,7 @@ def test_a_status_of_the_bucket_is_no_bug(status):
 
 
 def test_a_bug_is_a_bug_though_its_text_names_a_bucket(monkeypatch):
-    monkeypatch.setattr(failures, "registered_by_others", tuple)  # parts that other tests have registered
+    monkeypatch.setattr(failures, "registered_by_others", tuple)  # other tests may have registered parts
     code, _ = failures.explain(TypeError("gs://distilled/runs/x: unsupported operand"))
     assert code == exit_codes.BUG
 
@@ -229,4 +229,4 @@ def test_processes_share_a_bucket_and_one_that_is_killed_costs_nothing(tmp_path)
     assert "student  resumed at step" in first[0]
     runs.assert_same_end(workdir, tmp_path / "whole")
     shards = [file.name for file in (bucket.checkpoints_path(student) / "steps" / "40" / "state").iterdir()]
-    assert {"ocdbt.process_0", "ocdbt.process_1"} <= set(shards)  # each process wrote its own
+    assert {"ocdbt.process_0", "ocdbt.process_1"} <= set(shards)  # each process wrote its own shards

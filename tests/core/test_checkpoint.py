@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is noticed, named and set aside, and the last good step is used."""
+"""Tests of checkpoints: damage is noticed, named and set aside, and the last good step is restored."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from jaxdistill.parallel.sharding import shardings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Checkpoints of four steps, of which the best and the last two are kept."""
+    """Save checkpoints of four steps, of which the best and the last two are kept, and return their folder."""
     folder = tmp_path_factory.mktemp("whole") / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         for step, accuracy in ACCURACIES.items():
@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy of it, to be damaged."""
+    """Copy the folder `whole`, so that a test can damage the copy."""
     return shutil.copytree(whole, tmp_path / "checkpoints")
 
 
@@ -90,7 +90,7 @@ def test_damage_in_two_steps_leads_to_the_third(folder):
 
 
 def test_a_flipped_bit_in_any_file_never_changes_what_is_restored(folder):
-    """It is noticed, and an older step is used; or it lies where nothing is read."""
+    """Check that a flipped bit is noticed, and an older step restored, or that it lies where nothing is read."""
     files = [file for file in (folder / "steps" / "40").rglob("*") if file.is_file()]
     noticed = 0
     for file in files:
@@ -107,7 +107,7 @@ def test_a_flipped_bit_in_any_file_never_changes_what_is_restored(folder):
 
 
 def test_checkpoints_of_another_model_of_the_run_are_refused(tmp_path):
-    """A student and its control have arrays of the same names and shapes."""
+    """Check the owner's name, because a student and its control have arrays of the same names and shapes."""
     with Checkpoints(tmp_path, owner="control") as checkpoints:
         checkpoints.save(3, state(3), {}, {})
     other = pytest.raises(CheckpointError, match="has the checkpoints of 'control' and not of 'student'")
@@ -118,7 +118,7 @@ def test_checkpoints_of_another_model_of_the_run_are_refused(tmp_path):
 
 
 def test_a_manifest_names_its_own_step(folder):
-    """Two manifests that change places vouch for nothing."""
+    """Check that two manifests whose files were swapped are left out, because each one holds the number of its step."""
     (folder / "manifests" / "30.json").rename(folder / "manifests" / "other")
     (folder / "manifests" / "40.json").rename(folder / "manifests" / "30.json")
     (folder / "manifests" / "other").rename(folder / "manifests" / "40.json")
@@ -160,7 +160,7 @@ def test_a_step_without_a_manifest_was_never_finished(folder):
 
 
 def test_a_half_written_step_is_cleaned_away(folder):
-    """What a SIGKILL leaves in the middle of a save: the folder before its renaming, some files missing."""
+    """Check that a save interrupted by a SIGKILL is removed: its folder is not yet renamed, and files are missing."""
     half = folder / "steps" / "50.orbax-checkpoint-tmp"
     shutil.copytree(folder / "steps" / "40", half)
     (half / "commit_success.txt").unlink()
@@ -199,7 +199,7 @@ def test_what_was_damaged_is_kept_and_its_number_can_be_saved_again(folder):
 def test_with_none_left_there_is_a_clear_error(folder):
     for step in ("10", "30", "40"):
         runs.damage(folder / "steps" / step, "flipped bits")
-    for _ in range(2):  # also when it is tried again
+    for _ in range(2):  # the second attempt must fail in the same way
         with Checkpoints(folder, report=lambda line: None) as checkpoints, pytest.raises(CheckpointError) as error:
             checkpoints.restore(abstract(state(0)))
         assert str(error.value).startswith(f"{folder}: every checkpoint is damaged, none is left to resume from")

@@ -1,4 +1,4 @@
-"""Checksums of arrays: every flipped bit counts, the sharding does not, and the weights never change."""
+"""Tests of checksums of arrays: they notice every flipped bit, ignore the sharding, and are stable over versions."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_every_flipped_bit_of_the_values_is_noticed():
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
-    """The generator in whole numbers."""
+    """Draw random numbers with the generator SplitMix64, in plain Python integers."""
     drawn = []
     for number in range(1, count + 1):
         x = (seed + number * 0x9E3779B97F4A7C15) % 2**64
@@ -35,8 +35,8 @@ def splitmix64(seed: int, count: int) -> list[int]:
 
 
 def test_a_checksum_by_hand():
-    """A manifest that was written years ago must still vouch for its arrays: the weights may not change."""
-    assert splitmix64(0, 2) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]  # the published generator
+    """Check a checksum against its formula, whose weights must not change, or older manifests would no longer match."""
+    assert splitmix64(0, 2) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]  # the first numbers of the published generator
     rows, columns = ([w | 1 for w in splitmix64(axis * 0xD1B54A32D192ED03 % 2**64, 3)] for axis in (1, 2))
     x = np.uint8([[1, 20, 3], [0, 255, 7]])
     total = sum(int(x[i, j]) * rows[i] * columns[j] for i in range(2) for j in range(3)) % 2**64
@@ -51,7 +51,7 @@ def test_a_checksum_does_not_depend_on_the_sharding(spec):
 
 
 def test_one_wrong_copy_is_noticed():
-    """Every process reads its own copies from disk; that of the first device alone would not tell."""
+    """Check that one wrong copy is noticed on any device, because each process reads its own copies from disk."""
     mesh = make_mesh((2, 2, 2))
     x = np.arange(8.0, dtype=np.float32)
     for spec in ((), ("fsdp",)):

@@ -1,4 +1,4 @@
-"""Tokens in chunks, in one pass and over devices: the objective of a factored head is that of the head in one piece."""
+"""Tests of the objective of factored heads, in chunks of tokens and on 8 devices: it equals that of whole logits."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ def test_terms_draw_anew_in_every_piece():
 
 
 def of_tokens(vocabulary: int = 512, widths: tuple[int, ...] = (12, 10)):
-    """A sequence seen by a student and unlike teachers, all with heads that are not multiplied out."""
+    """Build signals of texts, for a student and teachers of other widths, all with factored heads (no logits yet)."""
     draw = lambda number, *shape: jax.random.normal(jax.random.fold_in(KEY, number), shape)
     head = lambda number, width: Outputs(Factored(draw(number, 8, 16, width), draw(number + 9, width, vocabulary)))
     base = signals(batch=(8, 16), classes=8)
@@ -46,7 +46,7 @@ def of_tokens(vocabulary: int = 512, widths: tuple[int, ...] = (12, 10)):
 
 
 def objective_of_tokens(chunks: int):
-    """Three local terms and one that is not."""
+    """Build an objective of three local terms and one that is not local, because it reads all tokens of the batch."""
     terms = {name: WeightedTerm(build_loss(name)) for name in ("kd(temperature=2.0)", "logit_mse", "cross_entropy")}
     batchwise = lambda s: jnp.broadcast_to(jnp.std(s.student.logits), s.mask.shape)
     terms["std"] = WeightedTerm(stateless(batchwise, local=False), 0.5)
@@ -54,7 +54,7 @@ def objective_of_tokens(chunks: int):
 
 
 def loss_of_tokens(chunks: int, how: str):
-    """`(student, teachers) -> (loss, means)`, as a weighted sum of means or in one pass."""
+    """Return a function `(student, teachers) -> (loss, means)`, which sums the means or computes all in one pass."""
     minimised, seen = objective_of_tokens(chunks), of_tokens()
     params, state = minimised.init(KEY, {"train": seen})
 
@@ -79,7 +79,7 @@ def heads_of_tokens():
 @pytest.mark.parametrize("how", ["means", "one pass"])
 @pytest.mark.parametrize("learns", [slow((0,)), (0, 1)], ids=["student", "both"])
 def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
-    """Loss, means, and the gradients of features and kernels, of the teachers' too where they learn."""
+    """Check loss, means, and gradients of the student's features and kernel, and of the teachers' where they learn."""
     differ = lambda *case: jax.value_and_grad(loss_of_tokens(*case), learns, has_aux=True)
     gradient = lambda *case: jax.jit(differ(*case))(*heads_of_tokens())
     found, want = gradient(chunks, how), gradient(1, "means")
@@ -90,7 +90,7 @@ def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
 @pytest.mark.sampled("shape0")
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
 def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
-    """The same numbers, and a kernel's gradient crosses the devices once, not in every piece."""
+    """Check that 8 devices give the numbers of one, and add up a kernel's gradient once, not in every chunk."""
     student, teachers = heads_of_tokens()
     both = jax.value_and_grad(loss_of_tokens(4, "one pass"), (0, 1), has_aux=True)
     mesh = make_mesh(shape)
@@ -110,8 +110,8 @@ def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
 @pytest.mark.sampled("average*", "gate*")
 @every(FUSIONS)
 def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
-    """Check that a fusion weights by the whole batch, and draws one teacher for all tokens of a row."""
-    seen = of_tokens(7, (12, 10, 3))  # of two, min_norm's weights are always even
+    """Check that the loss with a fusion depends neither on devices nor, except for `min_norm`, on chunks."""
+    seen = of_tokens(7, (12, 10, 3))  # with two teachers, min_norm's weights are always equal
     student = replace(seen.student, hidden_states=(seen.student.logits.features,))
     fusion = registry.fusions.build(example.spec, "")
 
@@ -126,12 +126,12 @@ def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
         with jax.set_mesh(make_mesh(shape)):
             found[way] = float(jax.jit(functools.partial(loss, chunks))(student))
     assert found["on 8 devices"] == pytest.approx(found["in pieces"], rel=1e-5)
-    if example.spec != "min_norm":  # whose weights are those of a piece
+    if example.spec != "min_norm":  # min_norm computes its weights for each chunk
         assert found["in pieces"] == pytest.approx(found["whole"], rel=1e-5)
 
 
 def test_a_gradient_through_the_gradient_in_one_pass_is_that_of_the_plain_form():
-    """Meta-learning: the teacher's gradient through the student's."""
+    """Check the teacher's gradient through the student's gradient, which meta-learning needs."""
 
     def meta(how):
         loss = loss_of_tokens(4, how)
@@ -145,7 +145,7 @@ def test_a_gradient_through_the_gradient_in_one_pass_is_that_of_the_plain_form()
 
 
 def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
-    """Count the products: three with the student's head, one with a frozen teacher's, as without chunks."""
+    """Count the matrix products: three with the student's head, one with each frozen teacher's, as without chunks."""
     seen = of_tokens(4096)
 
     def products(how):
@@ -163,12 +163,12 @@ def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
         text = jax.jit(jax.value_and_grad(loss)).lower(*heads).compile().as_text()
         return len(re.findall(r" dot\(", text)) + len(re.findall(r"__onednn\$matmul", text))
 
-    assert products("one pass") == 3 + 2  # of a scan one piece is counted
+    assert products("one pass") == 3 + 2  # the body of a scan is counted once
     assert products("means") == 4 + 2 * 2
 
 
 def test_chunks_keep_the_logits_of_one_piece_at_a_time():
-    """Compare memory for local terms: logits of 8 x 16 x 4,096 for three models take 6 MiB, an eighth 0.8 MiB."""
+    """Check the memory: logits of 8 x 16 x 4,096 for three models take 6 MiB, and those of one of 8 chunks 0.8 MiB."""
 
     def temporaries(chunks: int) -> int:
         minimised, seen = objective({"kd": WeightedTerm(build_loss("kd"))}, AVERAGE, chunks), of_tokens(4096)

@@ -1,4 +1,4 @@
-"""Terms of a factored head by one kernel: the numbers of the plain form, whatever the terms are, or a refusal."""
+"""Tests of loss terms in one Pallas kernel: value and gradients are those of plain JAX, or the terms are refused."""
 
 import re
 import subprocess
@@ -24,15 +24,15 @@ from jaxdistill.parallel.mesh import make_mesh
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    """Tiles that do not divide the classes."""
+    """Use tiles of 64 classes, which divide no number of classes in this file."""
     monkeypatch.setattr(launch, "TILE", 64)
 
 
-CHUNKS = 3  # of 14 tokens each, which no block of 16 or 8 rows divides
+CHUNKS = 3  # each has 14 tokens, which is no multiple of a block of 8 or 16 rows
 
 
 def odd(kind):
-    """A world of two tiles of 64 classes and a part of one, two unlike teachers, a bias and a cap that bends."""
+    """Build heads of a student and two teachers: 150 classes (more than two tiles of 64), logits capped at 1.5."""
     return world(3, 2, 7 * CHUNKS, 150, (6, 9, 4), 1.5, kind)
 
 
@@ -46,6 +46,7 @@ def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
 @pytest.mark.sampled("kd*", "skew_kl*")
 @pytest.mark.parametrize("name", EVERY)
 def test_so_they_are_for_divergences_by_hand(name, monkeypatch):
+    """Check the kernel with hand-written gradients of divergences, which are otherwise used from 1,024 classes on."""
     monkeypatch.setattr(softmax, "MANY", 0)
     made = odd(jnp.float32)
     assert apart(streamed({name: 1.0}, *made, CHUNKS, "pallas"), plain({name: 1.0}, *made)) < 1e-5
@@ -56,11 +57,13 @@ SUM = {"kd(temperature=2.0)": 0.7, "jsd(beta=0.3, temperature=2.0)": 2.0, "cross
 
 @pytest.mark.slow
 def test_so_is_a_weighted_sum_of_bfloat16():
+    """Check value and gradients of a weighted sum of three terms in bfloat16."""
     made = odd(jnp.bfloat16)
     assert apart(streamed(SUM, *made, CHUNKS, "pallas"), plain(SUM, *made)) < 1e-2
 
 
 def test_so_they_are_with_the_rows_on_several_devices():
+    """Check value and gradients of a kernel with the rows on four devices."""
     student, teachers, label, mask = world(5, 8, 8, 100, (8, 12, 4), 5.0, jnp.float32)
     weights = {"kd(temperature=2.0)": 1.0}
     wanted, mesh = plain(weights, student, teachers, label, mask), make_mesh((2, 2, 1))
@@ -72,13 +75,13 @@ def test_so_they_are_with_the_rows_on_several_devices():
     assert apart(found, wanted) < 1e-5
 
 
-# --- programs for machines that are not here
+# --- programs compiled for TPUs that are not present
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
 def test_the_compiler_of_a_tpu_takes_it_and_little_memory(chip):
-    """8,192 tokens of 151,936 classes: 1.5 GiB at most, and a quarter of the bytes of what XLA makes of it at most."""
+    """Check that a kernel moves less than a quarter of XLA's bytes, and that 8,192 tokens take less than 1.5 GiB."""
     pytest.importorskip("libtpu")
     words = ["--chips", chip, "--cases", "five terms, summed", "--head"]
     command = [sys.executable, "-m", "experiments.benchmarks.moved", *words]
@@ -89,7 +92,7 @@ def test_the_compiler_of_a_tpu_takes_it_and_little_memory(chip):
     assert float(re.search(r"head, pallas: ([\d.]+) GiB", ended.stdout)[1]) < 1.5
 
 
-# --- what a kernel takes
+# --- terms and fusions that a kernel supports
 
 TERMS = {examples[0].spec for examples in LOSSES.values() if build_loss(examples[0].spec).local}
 FUSED = {examples[0].spec for examples in FUSIONS.values()}
@@ -102,7 +105,7 @@ REFUSED = {
 
 
 def taken(spec, kind):
-    """Whether a kernel takes a part; None where this world has not what it reads, and XLA's way raises too."""
+    """Return whether a kernel supports a term or fusion; None if it fails with XLA too, because an input is missing."""
     made, given = world(1, 2, 4, 100, (5, 7, 3), 0.0, jnp.float32), {"term": "kd", "fusion": "average", kind: spec}
     by = lambda kernels: jax.eval_shape(lambda: streamed({given["term"]: 1.0}, *made, 2, kernels, given["fusion"]))
     try:
@@ -134,7 +137,7 @@ def test_a_kernel_takes_every_term_as_it_is_or_refuses_it():
 
 @pytest.mark.slow
 def test_a_kernel_takes_every_fusion_as_it_is_or_refuses_it():
-    """What it would compute of single rows, and is of several, it does not take: min_norm's weights, a draw."""
+    """Check each fusion. A kernel sees single rows, so it refuses `min_norm`, which needs several, and random draws."""
     found = {spec: taken(spec, "fusion") for spec in sorted(FUSED)}
     assert {spec for spec, is_taken in found.items() if is_taken is False} >= set(REFUSED["fusion"])
     others = {spec for spec, is_taken in found.items() if is_taken} - {"average"}

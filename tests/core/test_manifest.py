@@ -1,4 +1,4 @@
-"""Manifests of checkpoints: every array is compared, the best step is found, and values of other types are damage."""
+"""Tests of manifests of checkpoints: comparison of arrays, choice of a step, damage, owners and earlier versions."""
 
 import json
 
@@ -14,7 +14,7 @@ from jaxdistill.core.types import Variables
 
 @pytest.fixture
 def folder(tmp_path):
-    """Checkpoints of two steps."""
+    """Save checkpoints of two steps, and return their folder."""
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for step in (30, 40):
             checkpoints.save(step, state(step), {"next": step}, {"accuracy": 0.5})
@@ -73,7 +73,7 @@ def test_of_equal_steps_the_newest_is_the_best(tmp_path):
 def test_a_manifest_whose_values_have_other_types_counts_as_damaged(folder, wrong):
     file = folder / "manifests" / "40.json"
     content = json.loads(file.read_text()) | wrong
-    content.pop("seal")  # as an earlier version wrote it
+    content.pop("seal")  # earlier versions wrote no seal
     file.write_text(json.dumps(content))
     assert list(manifests(folder)) == [30]
 
@@ -91,7 +91,7 @@ def test_a_manifest_with_hashes_of_files_is_one_of_an_earlier_version(folder):
 
 
 def test_a_checkpoint_of_a_control_is_not_a_students(tmp_path):
-    """Both have arrays of the same names and shapes; the check reads none of them."""
+    """Check the owner's name, because both have arrays of the same names and shapes, and values are not read here."""
     with Checkpoints(tmp_path, owner="control") as checkpoints:
         checkpoints.save(3, state(3), {}, {})
     shapes = abstract(Variables(state(3).params["student"], state(3).state["student"]))

@@ -1,4 +1,4 @@
-"""Memory: what cannot fit is refused with both numbers, before anything is allocated."""
+"""Tests of the memory check: a run that cannot fit into memory is refused before anything is allocated."""
 
 import jax
 import jax.numpy as jnp

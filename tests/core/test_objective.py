@@ -1,4 +1,4 @@
-"""The objective reduces as by hand: weights, schedules, masks, temperatures, tuples, scalars, streams and state."""
+"""Tests of the objective against values by hand: weights, schedules, masks, temperatures, streams and state."""
 
 from dataclasses import replace
 
@@ -23,12 +23,12 @@ AVERAGE = registry.fusions.build("average", "fusion")
 
 
 def says(out, **fields) -> Term:
-    """A term that gives the same whatever it sees."""
+    """Build a term that returns `out`, whatever signals it gets."""
     return stateless(lambda seen: out, **fields)
 
 
 def evaluate(terms, streams, step: int = 0, fusion: Fusion = AVERAGE):
-    """Means by name, the weighted total, and the new state."""
+    """Return the means of an objective by term, their weighted total, and the new state."""
     minimised = objective(
         {name: t if isinstance(t, WeightedTerm) else WeightedTerm(t) for name, t in terms.items()}, fusion
     )
@@ -130,7 +130,7 @@ def test_a_nan_in_a_row_that_does_not_count_is_selected_away():
 
 @pytest.mark.parametrize("batch", [(4,), (2, 3)])
 def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
-    mask = np.arange(np.prod(batch)).reshape(batch) < 3  # of two sequences, the second not at all
+    mask = np.arange(np.prod(batch)).reshape(batch) < 3  # of two sequences, the second is masked
     seen = jax.device_get(replace(signals(batch=batch), mask=mask.astype(np.float32)))
     at = lambda x, m: m.reshape(m.shape + (1,) * (x.ndim - m.ndim)) > 0
     spoil = lambda tree, m: jax.tree.map(lambda x: np.where(at(x, m), x, np.float32(np.nan)), tree)
@@ -158,7 +158,7 @@ def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
 
 
 def test_teachers_are_fused_at_the_temperature_of_each_term():
-    """Averaging probabilities at T = 1 and softening the mean to T = 4 is another distribution."""
+    """Check that teachers are averaged at each term's temperature; softening the average at T = 1 would be wrong."""
     seen = signals(depths=(4, 3))
 
     def listener(temperature):
@@ -184,7 +184,7 @@ def test_terms_at_several_temperatures_are_those_at_each():
 
 
 def test_the_classic_objective_is_one_case():
-    """alpha L_distill + beta L_task + gamma L_reg, in plain numpy."""
+    """Check `alpha L_distill + beta L_task + gamma L_reg` against plain numpy."""
     seen = replace(signals(batch=(6,)), mask=jnp.array([1.0, 1, 1, 1, 0, 0]))
     terms = {
         "kd": WeightedTerm(build_loss("kd(temperature=4)"), 0.7),

@@ -1,4 +1,4 @@
-"""Divergences in one pass over pieces of a factored head: the numbers of the plain form, and little memory."""
+"""Tests of losses in one pass over chunks of a factored head: value and gradients of whole logits, less memory."""
 
 from dataclasses import replace
 
@@ -38,6 +38,7 @@ def test_in_one_pass_value_and_gradients_are_those_in_float64(weights, seed, row
 
 
 def test_so_they_are_with_the_vocabulary_on_several_devices():
+    """Check value and gradients on 8 devices, with the vocabulary divided over two of them."""
     student, teachers, label, mask = world(5, 8, 8, 64, (8, 12, 4), 5.0, jnp.float32)
     wanted, mesh = plain(EVERY, student, teachers, label, mask), make_mesh((2, 2, 2))
     lay = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -50,11 +51,11 @@ def test_so_they_are_with_the_vocabulary_on_several_devices():
 def test_what_many_pieces_add_to_a_gradient_is_summed_in_float32_and_scaled_by_what_the_sum_is_for():
     rows, kernel = jnp.ones((1000, 1), jnp.bfloat16), jnp.ones((), jnp.bfloat16)
     twice = lambda kernel: 2 * pieces_of(lambda kernel, rows: (jnp.sum(kernel * rows), ()), kernel, rows)[0]
-    assert jax.grad(twice)(kernel) == 2000  # added up in bfloat16, 256 and 1 is 256
+    assert jax.grad(twice)(kernel) == 2000  # in bfloat16, 256 + 1 = 256, and the sum would stop there
 
 
 def test_a_large_vocabulary_takes_little_beside_the_gradient_of_its_head():
-    """8,192 tokens of 151,936 classes, in bfloat16: 1.5 GiB, where whole logits of both would be 9 GiB."""
+    """Check that 8,192 tokens of 151,936 classes take less than 1.5 GiB; whole float32 logits would take 9 GiB."""
     size = SIZES["head"]["gpu"]
     heads = shapes(size, jnp.bfloat16)
     memory = jax.jit(loss_and_gradient(size["chunks"])).lower(*heads).compile().memory_analysis()

@@ -1,4 +1,4 @@
-"""Muon and Adafactor: what their papers say of an update, and what their states hold."""
+"""Tests of optimisers: updates and states of Muon and Adafactor, coefficients as in optax, and weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_adafactor_is_the_one_of_optax_without_its_rate():
     for _ in range(4):
         wanted, theirs = reference.update(gradient, theirs, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, wanted)
-    assert sum(x.size for x in jax.tree.leaves(state)) < 2 * (130 + 140 + 7) + 20  # and not twice the kernel
+    assert sum(x.size for x in jax.tree.leaves(state)) < 2 * (130 + 140 + 7) + 20  # Adam would keep 36,414 values
 
 
 def test_adafactor_limits_the_size_of_an_update():
@@ -89,7 +89,7 @@ def test_what_no_optimiser_takes_is_refused(spec):
         ("adamw(b1=0.5, b2=0.6, eps=0.1)", optax.scale_by_adam(0.5, 0.6, 0.1)),
         ("lion(b1=0.9, b2=0.3)", optax.scale_by_lion(0.9, 0.3)),
         ("adafactor(decay=0.3, clip=0.0)", optax.scale_by_factored_rms(decay_rate=0.3)),
-        ("muon(b1=0.5, b2=0.6)", optax.scale_by_adam(0.5, 0.6)),  # of a bias
+        ("muon(b1=0.5, b2=0.6)", optax.scale_by_adam(0.5, 0.6)),  # Muon updates biases by Adam
     ],
 )
 def test_every_coefficient_reaches_the_rule_of_optax(spec, expected):

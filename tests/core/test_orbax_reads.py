@@ -1,4 +1,4 @@
-"""Reads of checkpoints: damaged files are told from a failing machine or network."""
+"""Tests of reads of checkpoints: damaged files are told apart from a failing machine or network."""
 
 import errno
 

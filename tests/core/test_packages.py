@@ -1,4 +1,4 @@
-"""Files of a package are downloaded once, and again if one of them has changed."""
+"""Test the cache of Python packages: a wheel is downloaded once, and again if one of its files has changed."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_a_wheel_is_fetched_once_and_again_if_a_file_has_changed(tmp_path, monke
     assert packages.cached_wheel("thing==1.0") == folder and len(fetched) == 2
     assert (folder / "thing" / "weights").read_bytes() == b"1234"
     assert capsys.readouterr().err.startswith(f"note: {folder / 'thing' / 'weights'} has changed since it was written")
-    (folder / seal.FOLDER_SEAL).unlink()  # as an earlier version left it
+    (folder / seal.FOLDER_SEAL).unlink()  # earlier versions wrote no seal
     runs.flip(folder / "thing" / "weights", 2)
     packages.cached_wheel("thing==1.0")
     assert len(fetched) == 2

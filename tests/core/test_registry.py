@@ -1,4 +1,4 @@
-"""Spec strings are parsed, never run; what does not fit is told with its path, its value and the cure."""
+"""Tests of registries and spec strings: a spec is parsed, never run, and errors name its path, value and cure."""
 
 import sys
 from collections.abc import Callable

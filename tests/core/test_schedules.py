@@ -1,4 +1,4 @@
-"""Schedules: values by hand at the ends and inside, bounds that hold, and temperatures that never reach 0."""
+"""Tests of schedules: values by hand, bounds, errors, and temperatures that stay above 0."""
 
 import math
 
@@ -20,7 +20,7 @@ RUN = Horizon(steps=100, epoch=10.0)
 
 
 def at(value, *steps: int, run: Horizon = RUN) -> list[float]:
-    """The values of a schedule, as a config says it, at some steps."""
+    """Return the values of a schedule, given as in a config (a number or a spec string), at the given steps."""
     return [float(resolve(value, run, "rate")(jnp.asarray(step, jnp.int32))) for step in steps]
 
 
@@ -50,7 +50,7 @@ def test_values_by_hand(spec, steps, values):
 
 
 def test_the_missions_staging():
-    """Rate 0.001, times 0.9 every 3 epochs; distillation weighs 0.7 early and 0.6 late."""
+    """Check a rate of 0.001, times 0.9 every 3 epochs, and a weight of 0.7 early and 0.6 late."""
     run = Horizon(steps=3910, epoch=39.1)  # 5,000 rows, 128 a step, 100 epochs
     rate = "step(start=0.001, factor=0.9, every=3)"
     # three epochs are 117.3 steps
@@ -61,14 +61,14 @@ def test_the_missions_staging():
 
 @pytest.mark.parametrize("epoch", [3, 10, 41, 47, 49])
 def test_a_compiled_step_schedule_drops_at_the_very_step(epoch):
-    """XLA divides by 41 by multiplying with 1/41, which makes 0.99999994 of 41."""
+    """Check the step of each drop under jit: XLA multiplies by 1 / 41 instead of dividing; 41 / 41 is 0.99999994."""
     schedule = resolve("step(start=1.0, factor=0.5, every=1)", Horizon(100 * epoch, epoch), "rate")
     steps = np.arange(60 * epoch)
     np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(steps), 0.5 ** (steps // epoch), rtol=1e-6)
 
 
 def assert_within(schedule: Schedule, value: float) -> None:
-    slack = 1e-5 * abs(value)  # of float32
+    slack = 1e-5 * abs(value)  # the rounding of float32
     assert schedule.low - slack <= value <= schedule.high + slack
 
 

@@ -1,4 +1,4 @@
-"""Seals: what changed since it was written is named, in every kind of file that a run writes and later believes."""
+"""Tests of seals (checksums kept with JSON files, folders and lines of logs): damage is noticed and named."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(file):
             except DamageError as error:
                 assert str(file) in str(error)
                 noticed += 1
-            else:  # of the key "seal" itself, or of white space
+            else:  # the flip was in the key "seal" or in white space
                 assert str({key: read[key] for key in ("step", "row", "names", "pair")}) == content
     assert noticed > 2.8 * len(whole)
 
@@ -154,7 +154,7 @@ def test_a_file_that_must_be_listed_is_refused_if_it_was_added(tmp_path, before)
     for name in before:
         (tmp_path / name).write_text(name)
     seal.seal_folder(tmp_path)
-    seal.check_in_folder(tmp_path / "more.txt", listed=True)  # which is not there
+    seal.check_in_folder(tmp_path / "more.txt", listed=True)  # no error, because this file does not exist yet
     (tmp_path / "more.txt").write_text("more")
     with pytest.raises(DamageError, match=r"more\.txt was added after the folder was sealed"):
         seal.check_in_folder(tmp_path / "more.txt", listed=True)
@@ -162,7 +162,7 @@ def test_a_file_that_must_be_listed_is_refused_if_it_was_added(tmp_path, before)
 
 def test_a_sealed_folder_may_get_more_files(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    seal.check_in_folder(tmp_path / "a.txt")  # of a folder without a seal
+    seal.check_in_folder(tmp_path / "a.txt")  # no error, because the folder has no seal yet
     seal.seal_folder(tmp_path)
     (tmp_path / "b.txt").write_text("b")
     seal.check_in_folder(tmp_path / "a.txt", tmp_path / "b.txt")
@@ -208,7 +208,7 @@ def test_a_line_of_a_log_is_sealed_by_itself():
     content = {"step": 3, "loss": 0.25, "terms/kd": None}
     line = seal.sealed_line(content)
     assert seal.open_line(line) == content and json.loads(line)["step"] == 3
-    assert seal.open_line('{"step": 3}') == {"step": 3}  # of an earlier version
+    assert seal.open_line('{"step": 3}') == {"step": 3}  # earlier versions wrote no checksum
     for place in range(len(line)):
         changed = line[:place] + chr(ord(line[place]) ^ 1) + line[place + 1 :]
         try:

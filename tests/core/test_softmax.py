@@ -1,4 +1,4 @@
-"""Divergences of two softmaxes by hand: value, gradients and their gradients are those of the plain form in float64."""
+"""Tests of divergences of softmaxes with hand-written gradients: all derivatives are those of plain JAX."""
 
 import functools
 
@@ -31,7 +31,7 @@ each = pytest.mark.parametrize("name", DIVERGENCES)
 
 
 def by_hand(function, is_so: bool = True):
-    """The function, traced with the gradient by hand for any number of classes, or without it."""
+    """Wrap a function so that it is traced with the hand-written gradients, for any number of classes, or without."""
 
     @functools.wraps(function)
     def traced(*args):
@@ -43,13 +43,13 @@ def by_hand(function, is_so: bool = True):
 
 
 def logits(shape, seed, scale=3.0, masked=0):
-    """Logits of student and teacher; the teacher masks the first classes."""
+    """Draw logits of student and teacher, where the teacher's first `masked` classes are minus infinity."""
     student, teacher = (scale * jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(seed)))
     return student, teacher.at[..., :masked].set(-jnp.inf)
 
 
 def distance(found, wanted) -> float:
-    """How far values and gradients are from others, as a part of the largest of these."""
+    """Return the largest error of values and gradients, divided by the largest wanted number (or 0.1 if it is less)."""
     found, wanted = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (found, wanted))
     largest = max(np.abs(x).max() for x in wanted)
     assert np.isfinite(largest)
@@ -61,7 +61,7 @@ def near(found, wanted, tolerance):
 
 
 def value_and_slopes(name, student, teacher, temperature, weights):
-    """A weighted sum of a divergence over rows, and its gradients in student, teacher and temperature."""
+    """Return a weighted sum of a divergence over rows, and its gradients in student, teacher and temperature."""
     total = lambda s, t, at: jnp.sum(weights * DIVERGENCES[name](s, t, at))
     return jax.value_and_grad(total, (0, 1, 2))(student, teacher, temperature)
 
@@ -102,6 +102,7 @@ def test_value_and_gradients_are_those_of_the_plain_form(name, masked, scale):
     st.sampled_from([0.1, 3.0, 30.0]),
 )
 def test_so_they_are_for_any_shape(name, shape, temperature, seed, masked, scale):
+    """Check value and gradients for random shapes, temperatures and scales of the logits."""
     check(name, shape, temperature, seed, masked, scale)
 
 
@@ -148,5 +149,6 @@ def test_a_frozen_teacher_costs_no_gradient():
 
 
 def test_from_many_classes_on_it_is_used():
+    """Check that the hand-written gradient is used from `MANY` classes on, and not for fewer."""
     used = lambda classes: "optimization_barrier" in str(jax.make_jaxpr(kl_divergence)(*logits((1, classes), 6)))
     assert used(softmax.MANY) and not used(softmax.MANY - 1)

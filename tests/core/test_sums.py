@@ -1,4 +1,4 @@
-"""Sums over rows that count: masks that lack the last dimensions."""
+"""Test `broadcast_mask`, which extends a mask over the last dimensions that it lacks."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""One text in two tokenizers: where they meet, what they share, and rows that lose nothing."""
+"""Tests of one text in two tokenizers: spans where both meet, tokens that both share, and packed rows."""
 
 import json
 from pathlib import Path
@@ -46,13 +46,13 @@ def places(*ends: int) -> np.ndarray:
         (places(2, 3, 6), places(1, 2, 6), [(1, 2), (2, 1)]),
         (places(2, 4, 6), places(3, 5, 6), [(3, 3)]),
         (places(6), places(1, 2, 3, 4, 5, 6), [(1, 6)]),
-        # a character of three bytes, in three tokens, in two, and in one
+        # A character of three bytes is three tokens, two, or one.
         (np.array([[0, 1], [0, 1], [0, 1], [1, 2]]), places(1, 2), [(3, 1), (1, 1)]),
         (np.array([[0, 1], [0, 1], [0, 1], [1, 2]]), np.array([[0, 1], [0, 1], [1, 2]]), [(3, 2), (1, 1)]),
-        # spaces that one counts to the next word, one not at all, and one as a token without a place
+        # A space may belong to the next word, to no token, or be a token without a place.
         (np.array([[0, 3], [3, 7]]), np.array([[0, 3], [4, 7]]), [(1, 1), (1, 1)]),
         (np.array([[0, 3], [3, 7]]), np.array([[0, 3], [3, 3], [4, 7]]), [(1, 2), (1, 1)]),
-        # one of them does not see the end of the text
+        # One tokenizer does not see the end of the text.
         (places(2, 3, 6), places(2, 3), [(1, 1), (1, 1), (1, 0)]),
         (places(2, 3, 6), places(2, 5), [(1, 1), (2, 1)]),
     ],
@@ -63,7 +63,7 @@ def test_spans_by_hand(student, teacher, sizes):
 
 
 def test_rows_by_hand():
-    """Of two documents; student 1 to 5 and 6, 7, teacher 11 to 16 and 17; rows of 4 and 5 tokens."""
+    """Check the rows of two documents by hand, of 4 student tokens and 5 teacher tokens each."""
     ids = lambda *numbers: np.array(numbers, np.int32)
     first = AlignedText(ids(1, 2, 3, 4, 5), ids(11, 12, 13, 14, 15, 16), np.array([(1, 1), (1, 2), (2, 2), (1, 1)]))
     second = AlignedText(ids(6, 7), ids(17), np.array([(1, 1), (1, 0)]))
@@ -73,7 +73,7 @@ def test_rows_by_hand():
         "label": [[2, 3, 4, 5], [0, 7, 0, 0]],
         "mask": [[1, 1, 1, 1], [0, 1, 0, 0]],
         "segment_ids": [[1, 1, 1, 1], [1, 2, 2, 0]],
-        "span": [[1, 2, 2, 0], [0, 0, 0, 0]],  # what begins the second row has nothing before it there
+        "span": [[1, 2, 2, 0], [0, 0, 0, 0]],  # no token predicts the first span of a row
         "teacher/input_ids": [[11, 12, 13, 14, 15], [16, 17, 0, 0, 0]],
         "teacher/label": [[12, 13, 14, 15, 16], [0, 0, 0, 0, 0]],
         "teacher/mask": [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]],
@@ -109,7 +109,7 @@ def test_rows_lose_nothing_and_both_have_read_the_same_at_the_end_of_a_span(seed
         assert not field("span")[~counts].any()
         span = field("span")
         last = (span > 0) & (span != np.pad(span, ((0, 0), (0, 1)))[:, 1:])
-        read = np.cumsum(real.ravel()).reshape(real.shape) + 1  # tokens that are read when it is predicted
+        read = np.cumsum(real.ravel()).reshape(real.shape) + 1  # tokens up to the predicted one
         ends[prefix] = {(row, span[row, i]): read[row, i] for row, i in zip(*np.nonzero(last), strict=True)}
     assert ends[""].keys() == ends["teacher/"].keys() and len(ends[""]) > 20
     flat = np.concatenate(sizes)
@@ -126,7 +126,7 @@ def test_tokens_are_shared_by_their_text_and_not_by_their_spelling(folders):
     assert ids_by_text(few)[b" "] == few.token_to_id("Ġ") and ids_by_text(pieces)[b" "] == pieces.token_to_id("▁")
     assert ids_by_text(pieces)["\u00e9".encode()[:1]] == pieces.token_to_id("<0xC3>")
     ours, theirs = shared_tokens(few, many), shared_tokens(many, few)
-    assert len(ours.student) == len(set(ours.teacher.tolist())) >= 257  # every byte, the end, and merges
+    assert len(ours.student) == len(set(ours.teacher.tolist())) >= 257  # 256 bytes, the end, and merges
     assert sorted(zip(*ours, strict=True)) == sorted(zip(*theirs[::-1], strict=True))
     both = dict(zip(*shared_tokens(many, pieces), strict=True))
     the = ids_by_text(many)[b" the"]
@@ -156,7 +156,7 @@ def test_the_same_tokenizer_shares_every_token(folders):
 
 @pytest.mark.parametrize(("student", "teacher"), [("few", "many"), ("many", "pieces"), ("pieces", "few")])
 def test_two_tokenizers_meet_where_their_texts_do(folders, tmp_path, student, teacher):
-    """At the end of every span, what both have read is the same text; at most other places it is not."""
+    """Check that at the end of every span, the tokens that the two models have read spell the same text."""
     found = opened(aligned(folders, student, teacher, 128), tmp_path)
     load = lambda name: tokenizer.load(folders[name] / "tokenizer.json")
     pair, singles, seen = (load(student), load(teacher)), 0, 0
@@ -177,7 +177,7 @@ def test_of_one_tokenizer_every_span_is_one_token(folders, tmp_path):
     for name in ("input_ids", "label", "mask", "segment_ids", "span"):
         assert np.array_equal(found[name], found[f"teacher/{name}"])
     inside = found["span"][found["mask"] > 0]
-    assert (found["span"] > 0).sum() > 0.85 * len(inside)  # all but those of the next row, and of split characters
+    assert (found["span"] > 0).sum() > 0.85 * len(inside)  # others begin a row, or are parts of a character
 
 
 def test_ends_are_spans_of_their_own_and_files_are_told_apart(folders, tmp_path):
@@ -234,7 +234,7 @@ def test_a_teacher_reads_other_texts_of_a_record(folders, tmp_path):
         assert np.array_equal(pair[f"teacher/{field}"], values)
     assert np.array_equal(pair["input_ids"], found["input_ids"])
     two = spec.format("").replace(", teacher", ", fields=('text', 'title'), teacher")
-    mixed = opened(two, tmp_path, "translated")  # types for both, else the teacher would read the student's
+    mixed = opened(two, tmp_path, "translated")  # else the teacher would read the student's types
     assert mixed["teacher/token_type_ids"].shape == mixed["token_type_ids"].shape == (2, 4)
     assert not mixed["teacher/token_type_ids"].any()
     with pytest.raises(ConfigError, match=r"data\.tokens: .*no text field 'french'"):

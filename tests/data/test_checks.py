@@ -1,4 +1,4 @@
-"""Records: a value that no model can read is named with record and field, when data are described and when read."""
+"""Tests of the checks of records: a value that no model can read is refused, with its record and field named."""
 
 import re
 
@@ -21,7 +21,7 @@ DATE, EMPTY = np.datetime64("2020-01-01"), np.zeros(0, int)
 
 
 class Own(list):
-    """Six records of three classes."""
+    """A list of records of three classes, as a data set factory returns it."""
 
     classes = 3
 
@@ -81,13 +81,14 @@ def test_a_value_that_no_model_reads_is_named(changed, said, place, monkeypatch,
 
 
 def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
-    for field, number in (("x", "1e+300"), ("image", "1e+300"), ("image", "1e+20")):  # whose norm would be infinite
+    # 1e+20 fits into 32 bits, but its square does not, so that the norm of such an image would be infinite.
+    for field, number in (("x", "1e+300"), ("image", "1e+300"), ("image", "1e+20")):
         said = rf"record 1, field '{field}': {re.escape(number)} at \[0\] is not a finite number in 32 bits"
         with pytest.raises(ConfigError, match=said):
             opened([{field: np.array([x])} for x in (2.0, float(number))], monkeypatch, tmp_path)
-    many = np.full(40, 1.5e19)  # the sum of their squares is infinite, each square is not
+    many = np.full(40, 1.5e19)  # in 32 bits the sum of their squares is infinite, but each square is finite
     assert len(opened([{"image": many}, {"image": many}], monkeypatch, tmp_path)) == 2
-    lowest = np.full(2, np.finfo(np.float32).min)  # of a mask that is added to logits
+    lowest = np.full(2, np.finfo(np.float32).min)  # occurs in masks that are added to logits
     assert len(opened([{"bias": lowest}, {"bias": lowest}], monkeypatch, tmp_path)) == 2
 
 
@@ -104,7 +105,7 @@ def test_soft_labels_are_probabilities(row, said, monkeypatch, tmp_path):
     assert len(opened([good] * 2, monkeypatch, tmp_path)) == 2
     with pytest.raises(ConfigError, match=rf"record 1, field 'label_probs': {said}"):
         opened([good, {"label_probs": np.float16(row)}], monkeypatch, tmp_path)
-    padded = {"label_probs": np.float32([[0.5, 0.5], [0, 0]])}  # of a text of one token
+    padded = {"label_probs": np.float32([[0.5, 0.5], [0, 0]])}  # the second token is padding, without probabilities
     assert len(opened([padded] * 2, monkeypatch, tmp_path)) == 2
     with pytest.raises(ConfigError, match=r"record 1, field 'label_probs': .* at \[1\] is the sum"):
         opened([padded, {"label_probs": np.float32([[0.5, 0.5], [1, 1]])}], monkeypatch, tmp_path)
@@ -112,14 +113,14 @@ def test_soft_labels_are_probabilities(row, said, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint16])
 def test_whole_numbers_of_other_types_are_no_pixels(dtype, monkeypatch, tmp_path):
-    """Models scale uint8 pixels alone."""
+    """Check that pixels of other integer types than uint8 are refused, because models scale only uint8."""
     with pytest.raises(ConfigError, match=rf"record 0, field 'image': pixels of type {np.dtype(dtype)} would be read"):
         opened([{"image": np.ones((2, 2, 1), dtype)}] * 2, monkeypatch, tmp_path)
-    assert len(opened([{"image": np.ones(3, dtype)}] * 2, monkeypatch, tmp_path)) == 2  # features, which are not scaled
+    assert len(opened([{"image": np.ones(3, dtype)}] * 2, monkeypatch, tmp_path)) == 2  # vectors are never scaled
 
 
 def test_the_type_of_a_field_is_that_of_its_first_record_in_every_batch(monkeypatch, tmp_path):
-    """Else one record would change how a model reads the pixels of its whole batch."""
+    """Check that a record of another dtype is refused, because it would change the pixels of its whole batch."""
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
     records = opened([{"image": IMAGE}] * 3 + [{"image": IMAGE.astype(np.float16)}], monkeypatch, tmp_path)
     records.take(np.array([0]))
@@ -148,7 +149,7 @@ def test_classes_are_a_number(classes, monkeypatch, tmp_path):
 
 
 def test_what_is_read_later_is_checked_too(monkeypatch, tmp_path):
-    """Read a record when its batch is made, in a thread, as of data that do not fit into memory."""
+    """Check records that a thread reads when their batch is made, as if the data did not fit into memory."""
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
     records = opened(own(3, label=7), monkeypatch, tmp_path)
     batches = train_stream(records, batch_size=6, seed=0, transforms=(), rows=slice(6))
@@ -171,7 +172,7 @@ def test_a_label_is_one_number(label, monkeypatch, tmp_path, capsys):
 
 
 def test_an_input_that_is_not_finite_is_no_divergence(tmp_path, capsys):
-    """A loss that is NaN before the first update has another reason than the rate."""
+    """Check that a loss that is NaN before the first update is not blamed on the learning rate."""
     from jaxdistill.run.log import _check_finite
 
     with pytest.raises(ConfigError, match=r"objective\.kd: student: nan at step 1, before an update\. Check"):
@@ -189,14 +190,14 @@ def test_without_a_number_of_classes_a_label_has_32_bits(label, monkeypatch, tmp
 
 
 class TooLong(list):
-    """Records of which the length is a lie."""
+    """A list of fewer records than its `len()` says."""
 
     def __len__(self):
         return 9
 
 
 class Unknown(list):
-    """Records of which one has a label without a name."""
+    """A list of records of which number 3 raises an IndexError when it is read."""
 
     def __getitem__(self, number):
         return super().__getitem__(number) | {"label": [0, 1, 2][7 if number == 3 else 1]}
@@ -223,4 +224,4 @@ def test_vectors_of_several_lengths_are_named(monkeypatch, tmp_path):
     with pytest.raises(
         ConfigError, match=r"the shape \[2\] in one record and another shape in another. Give all records"
     ):
-        without_text(records.take(np.arange(2)))  # of one batch
+        without_text(records.take(np.arange(2)))  # the third shape is not in this batch

@@ -1,4 +1,4 @@
-"""Data: what is in the sets, that a batch depends on its number alone, and that every mistake is told with its cure."""
+"""Tests of data sets and batches: contents, order, resuming, evaluation, image transforms and error messages."""
 
 import itertools
 import subprocess
@@ -20,7 +20,7 @@ PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    """The sets below, while this file runs: a message that lists what is known must not depend on other tests."""
+    """Register the data sets below for this file only, because error messages list all registered names."""
     ours = (counting, nothing, nonsense)
     for factory in ours:
         datasets.register(factory)
@@ -30,7 +30,7 @@ def registered():
 
 
 def counting(split: str, size: int = 10):
-    """Record i holds i in every field; text and shapes vary."""
+    """Return records of which number i holds i in every field; images of the split `ragged` have two heights."""
     if split not in ("train", "ragged"):
         raise ValueError(f"unknown split {split!r}. Known: train, ragged.")
     heights = [1 + i % 2 if split == "ragged" else 2 for i in range(size)]

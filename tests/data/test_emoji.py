@@ -1,4 +1,4 @@
-"""Emoji: pictures on white, both styles and look-alikes on one side, and what is in the set."""
+"""Tests of the emoji data sets: white backgrounds, splits that share no picture, contents and names."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ NAMES = [f"1F{number:03X}" for number in range(40)]
 
 
 def picture(number: int, style: str) -> Image.Image:
-    """A square of one colour on nothing, in each of the ways that the packages have."""
+    """Draw a coloured square on a transparent background, as a palette image if the number is odd and else as RGBA."""
     colour = (number, 2 * number, len(style), 255)
     drawn = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     drawn.paste(colour, (16, 16, 48, 48))
@@ -24,7 +24,7 @@ def picture(number: int, style: str) -> Image.Image:
 
 @pytest.fixture
 def packages(tmp_path):
-    """40 emoji in two styles; 3 and 7 look alike to Google, 7 and 11 to Twitter."""
+    """Write packages of 40 emoji in two styles; 3 and 7 look alike in Google's style, 7 and 11 in Twitter's."""
     alike = {("google", 7): 3, ("twitter", 11): 7}
     listed = [
         {"unified": name, "image": f"{name}.png", "category": "Objects", "subcategory": "arts & crafts"}
@@ -41,7 +41,7 @@ def packages(tmp_path):
 
 
 def test_pictures_stand_on_white(packages):
-    for number in (4, 5):  # in colours, and in a palette
+    for number in (4, 5):  # an RGBA image and a palette image
         found = emoji._picture(packages["google"], "google", f"{NAMES[number]}.png")
         assert found.shape == (64, 64, 3) and found.dtype == np.uint8
         assert (found[0] == 255).all() and found[20, 20].tolist() == [number, 2 * number, 6]
@@ -65,7 +65,7 @@ def test_styles_and_look_alikes_lie_at_one_place(packages):
         assert record["label"] == "Objects" and record["subcategory"] == "arts&crafts"
         where.setdefault(record["image"].tobytes(), set()).add(place)
     assert all(len(places) == 1 for places in where.values())
-    assert len({place for place, _ in placed}) == 38  # 3, 7 and 11 are one
+    assert len({place for place, _ in placed}) == 38  # 3, 7 and 11 share a place, because 7 looks like both others
 
 
 def test_its_configurations_are_known_without_network(tmp_path):
@@ -87,7 +87,7 @@ def test_what_is_in_the_set():
     for number, name in enumerate(emoji.STYLES):
         own = found["both", "test"]["style"] == number
         assert np.array_equal(found["both", "test"]["image"][own], found[name, "test"]["image"])
-    tenth = found["both", "train"]["label"][:600]  # records are in a drawn order
+    tenth = found["both", "train"]["label"][:600]  # any part has the classes of all, because the order is random
     assert (
         np.abs(np.bincount(tenth, minlength=10) / 600 - np.bincount(found["both", "train"]["label"]) / 2996).max()
         < 0.05

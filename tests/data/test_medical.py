@@ -1,4 +1,4 @@
-"""Medical texts: pairs of one phenotype on one side of the split, and no text of the test elsewhere."""
+"""Tests of the builder of phenotypes: concepts are read, and no text of a test phenotype is in another split."""
 
 from jaxdistill.data.builders import medical
 
@@ -51,7 +51,7 @@ def test_a_text_of_a_test_phenotype_is_in_no_other_split():
 
 
 def _first(held_out: int) -> int:
-    """Return the first number whose phenotype is held out, or is not."""
+    """Return the first number whose phenotype is in the test split (1), or is not (0)."""
     is_known = lambda number: medical.text_hash(f"HP:{number:07d}") % medical.ONE_IN != 0
     return next(number for number in range(100) if is_known(number) != bool(held_out))
 

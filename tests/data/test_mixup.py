@@ -1,4 +1,4 @@
-"""Mixed images: neighbours and their labels, by shares or areas, the same on one process as on many, and in a run."""
+"""Tests of `mixup` and `cutmix`: images and labels by hand, equal batches for any number of processes, runs."""
 
 import numpy as np
 import parity
@@ -28,7 +28,7 @@ def test_a_mixture_is_of_neighbours_with_their_labels(dtype):
     before = batch(dtype=dtype)
     kept = before["image"].copy()
     uniforms = np.array([[0.3], [0.9], [0.0], [0.5], [1 - 2**-53], [0.5]])
-    out = build("mixup(alpha=1.0, classes=4)").apply(before, uniforms)  # Beta(1, 1): the share is the number itself
+    out = build("mixup(alpha=1.0, classes=4)").apply(before, uniforms)  # Beta(1, 1): share = random number
     partner = kept[[1, 0, 3, 2, 5, 4]].astype(float)
     expected = uniforms[:, :, None, None] * kept + (1 - uniforms[:, :, None, None]) * partner
     assert np.allclose(out["image"], np.rint(expected) if dtype == np.uint8 else expected, rtol=1e-6)
@@ -55,13 +55,13 @@ def test_shares_follow_the_beta_distribution(alpha):
 
 
 def test_a_box_is_pasted_and_the_label_has_the_share_of_its_area():
-    """Beta(1, 1), so that 0.75 is the share itself, and the side is half of the image's."""
+    """Check two boxes by hand: with alpha=1, a random number of 0.75 is the share that stays, outside of the box."""
     images = np.stack([np.zeros((4, 8, 1), np.uint8), np.full((4, 8, 1), 9, np.uint8)])
     apply = build("cutmix(alpha=1.0, classes=2)").apply
     out = apply({"image": images, "label": np.arange(2)}, np.array([[0.75, 0.5, 0.5], [0.75, 0.0, 0.99]]))
     first, second = np.zeros((4, 8)), np.full((4, 8), 9)
     first[1:3, 2:6] = 9
-    second[0:1, 6:8] = 0  # of what lies outside nothing counts
+    second[0:1, 6:8] = 0  # the part of the box outside of the image does not count
     assert np.array_equal(out["image"][..., 0], [first, second]) and out["image"].dtype == np.uint8
     assert np.allclose(out["label_probs"], [[0.75, 0.25], [2 / 32, 30 / 32]])
     assert out["label"].tolist() == [0, 1] and not images[0].any()
@@ -114,12 +114,12 @@ def test_a_mistake_is_told_with_its_cure(spec, fields, said):
 
 
 def stripes(split: str):
-    """Images of one shade a class."""
+    """Build 64 images of one shade each, by class."""
     return [{"image": np.full((4, 4, 1), 60 * (i % 4), np.uint8), "label": i % 4} for i in range(64)]
 
 
 def noise(size: int, classes: int):
-    """Images of no meaning, of which no two are alike."""
+    """Return a data set factory of 48 images of random pixels."""
     draw = np.random.default_rng(0).integers(0, 256, (48, size, size, 3), np.uint8)
 
     def noise(split: str):
@@ -160,7 +160,7 @@ def test_a_run_learns_from_mixed_labels_beside_a_teacher_that_does_not(registere
     "kept", [pytest.param(False, id="live"), pytest.param(True, id="cached", marks=pytest.mark.slow)]
 )
 def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path, kept):
-    """Of the same weights, the two say the same of every mixture, and so nothing is learned."""
+    """Check that the loss stays 0 for a teacher with the student's weights, so both see the same mixed images."""
     vit = parity.reference("vit")
     size, classes = vit.batch["image"].shape[1], vit.said["logits"].shape[1]
     datasets.register(noise(size, classes))
@@ -184,6 +184,6 @@ def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path,
     said = lambda folder: [line["terms/kd"] for line in runs.log(folder / "student").train]
     jaxdistill.distill(config, tmp_path / "run", Console(quiet=True))
     assert len(said(tmp_path / "run")) == 5 and max(map(abs, said(tmp_path / "run"))) < 1e-6
-    if kept:  # what another seed's views were answered with is no answer to these
+    if kept:  # another seed draws other mixtures, so that the cache does not fit
         with pytest.raises(ConfigError, match=r"is stale: draws\.seed was 0, is 1"):
             jaxdistill.distill(jaxdistill.config.differ(config, seed=1), tmp_path / "other")

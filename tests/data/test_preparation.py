@@ -1,4 +1,4 @@
-"""Preparing data sets: who builds them, where they are written, and what to do without a network."""
+"""Tests of preparing data sets: builders, folders, failures without a network, and damaged files."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Images as a checkpoint wants them: what transformers' own image processors make of them, in every form of config."""
+"""Tests of the transforms `processed`, which must equal the image processors of transformers, and `resize`."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from jaxdistill.data.image import processors
 from jaxdistill.models.layers import pixels
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-CONFIGS = {  # as checkpoints have them, in the forms of several years; sizes smaller, to be quick
+CONFIGS = {  # forms that published checkpoints used over the years, with smaller sizes to save time
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 20}, "resample": 2},
     "vit of 2021": {"feature_extractor_type": "ViTFeatureExtractor", "size": 24, "do_resize": True},
     "vit that says nothing": {"image_processor_type": "ViTImageProcessor"},
@@ -69,7 +69,7 @@ def folder(tmp_path):
 
 def apply(spec: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     transform = transforms.build(spec, "data.augment")
-    assert transform.draws == 0  # so that evaluation sees it too
+    assert transform.draws == 0  # evaluation leaves out transforms with random draws
     return transform.apply(batch, np.zeros((len(batch["image"]), 0)))
 
 
@@ -94,7 +94,7 @@ def test_images_are_those_of_transformers(folder, name):
 
 def test_the_processor_of_a_whole_processor_is_found(folder):
     path = folder({"image_processor": CONFIGS["vit"]}, "processor_config.json")
-    folder(CONFIGS["clip"])  # the older file, which transformers passes over too
+    folder(CONFIGS["clip"])  # transformers also ignores this older file
     out = apply(f"processed(source={str(path)!r})", ragged(images()))["image"]
     np.testing.assert_allclose(out, np.stack(theirs(path, images())), rtol=1e-5, atol=1e-5)
 
@@ -136,7 +136,7 @@ def test_resized_images_are_square_and_of_one_shape(channels, dtype):
     out = apply(spec, ragged(images(channels=channels, dtype=dtype)))["image"]
     assert out.shape == (4, 10, 10, channels) and out.dtype == dtype
     floats = apply(spec, ragged(images(channels=channels, dtype=np.float32)))["image"]
-    assert np.abs(out - floats).max() <= 1  # a grey level
+    assert np.abs(out - floats).max() <= 1  # rounding changes at most one grey level
 
 
 def test_resize_keeps_the_middle_and_what_has_its_size_already():
@@ -163,7 +163,7 @@ def test_evaluation_sees_what_training_sees(folder):
 
 
 def varied(split: str):
-    """Images of many sizes, as photographs are; those of the splits are not alike."""
+    """Build 32 images of many sizes, as photographs have; those of the test split are one pixel wider."""
     sizes = [(12 + i % 5, 12 + i % 3 + (split == "test")) for i in range(32)]
     return [{"image": image, "label": i % 4} for i, image in enumerate(images(sizes))]
 
@@ -206,7 +206,7 @@ def test_what_is_handed_out_says_what_was_read(folder, name):
 @pytest.mark.sampled("processed*")
 @pytest.mark.parametrize("how", ["resize(size=8, filter='bilinear')", "processed(source={!r}, size=8)"])
 def test_a_run_on_images_of_many_sizes_is_handed_out_with_its_processor(registered, folder, tmp_path, how):
-    """transformers makes of an image what the network was given here."""
+    """Check that transformers, with the processor that the run exports, prepares images as the run did."""
     spec = how.format(str(folder(CONFIGS["dinov2"])))
     config = run_config(data={"name": "varied", "augment": (spec, "flip()")})
     assert np.isfinite(jaxdistill.distill(config, tmp_path / "run").rows[0]["nll"])

@@ -1,4 +1,4 @@
-"""Transfer sets: the share that is stated, of the records that a rule names, the same in a run that goes on."""
+"""Tests of `data.select`: which records a rule chooses, and that a resumed run trains on the same ones."""
 
 import io
 import json
@@ -34,13 +34,14 @@ def test_a_share_is_of_all_records_and_of_one_seed_part_of_every_larger_one(shar
     assert set(found) <= set(build("random(share=1.0)").chosen(5, 400, None))
     if count == 40:
         assert set(found) <= set(build("random(share=0.3)").chosen(5, 400, None))
-        assert len(set(found) & set(build("random(share=0.1)").chosen(6, 400, None))) < 15  # 4 by chance
-        assert np.bincount(found // 100).min() > 3  # from everywhere
+        assert len(set(found) & set(build("random(share=0.1)").chosen(6, 400, None))) < 15  # 4 are expected by chance
+        assert np.bincount(found // 100).min() > 3  # every quarter of the records has some
 
 
 def test_the_hardest_and_the_easiest_by_hand():
     hard = np.array([0.5, 2.0, 0.1, 2.0, 1.0, 2.0])
-    assert build("hardest(share=0.34, cache='x')").chosen(0, 6, hard).tolist() == [1, 3]  # of equals, the first
+    # Of equally hard records, the first are chosen.
+    assert build("hardest(share=0.34, cache='x')").chosen(0, 6, hard).tolist() == [1, 3]
     assert build("easiest(share=0.5, cache='x')").chosen(0, 6, hard).tolist() == [0, 2, 4]
     assert build("hardest(share=1, cache=('x', 'y'))").chosen(7, 6, hard).tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -56,7 +57,7 @@ def test_how_hard_by_hand():
     np.testing.assert_allclose(at("loss", np.array([0, 2])), -np.log([0.5, 0.4]))
     assert np.isnan(at("loss", np.array([0, -1]))[1])
     tokens = record_hardness("loss", log[:1, None], np.array([[0, 1]]), np.array([[1.0, 0.0]]))
-    np.testing.assert_allclose(tokens, -np.log([0.5]))  # the second counts nothing
+    np.testing.assert_allclose(tokens, -np.log([0.5]))  # the second token is masked out
     sure = record_hardness("loss", np.array([[[0.0, -np.inf]]]), np.array([1]), None)
     assert np.isfinite(sure).all() and sure > 700
 
@@ -69,7 +70,7 @@ def test_batches_are_of_the_chosen_records_and_keep_their_numbers_and_what_was_s
     batches = Batches(records, **draw, rows=slice(4), chosen=chosen)
     for number in range(3):
         batch = batches[number]
-        assert sorted(batch["index"]) == chosen.tolist()  # an epoch each
+        assert sorted(batch["index"]) == chosen.tolist()  # each batch is one epoch
         assert np.array_equal(batch["x"], batch["index"]) and np.array_equal(batch["cached"], 10 * batch["index"])
     everyone = Batches(records, **draw, rows=slice(4), chosen=np.arange(20))
     plain = Batches(records, **draw, rows=slice(4))
@@ -98,7 +99,7 @@ def test_a_mistake_is_told_with_its_cure(spec, said):
 
 
 def faint(split: str, noise: float = 450.0):
-    """The patterns of the tiny run under so much noise that any teacher errs."""
+    """Build 250 images of the tiny run's four classes with so much noise that any teacher makes errors."""
     clear = jaxdistill.registry.datasets["blobs"](split="train")[:4]
     draw = np.random.default_rng({"train": 1, "test": 2}[split]).normal(0, noise, (250, 8, 8, 1))
     return [
@@ -119,7 +120,7 @@ def _registered():
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A teacher of few steps, what it says of all records, and a config that learns from it."""
+    """Train a teacher and cache its outputs for all records; return a student's config and the cache folder."""
     workdir = tmp_path_factory.mktemp("teacher")
     with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         config = differ(runs.load(), steps=1, control=False)
@@ -144,7 +145,7 @@ def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffle
     entries = store.Store(said / "train")
     logits = np.stack([entries[row]["logits"] for row in range(250)])
     wrong = logits.argmax(-1) != labels
-    assert 12 < wrong.sum() < 120  # there is something to find
+    assert 12 < wrong.sum() < 120  # the teacher errs on some records, but not on most
     share = lambda numbers: wrong[numbers].mean() / wrong.mean()
     pipeline = lambda spec: resolve(selecting(config, spec), jax.devices()).data
     for by in ("entropy", "margin", "loss"):
@@ -189,7 +190,7 @@ def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taug
 
 
 def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
-    """A rate that falls with every epoch tells how long one is."""
+    """Check the length of an epoch in each stage by means of a learning rate that halves with every epoch."""
     config = differ(runs.load(), rate="step(start=1.0, factor=0.5, every=1)")
     stages = check_config(selecting(config, "random(share=0.256)"), tmp_path).stages
     assert [bool(stage.data.select) for stage in stages] == [False, True, True]
@@ -200,7 +201,7 @@ def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
 
 @pytest.mark.slow
 def test_what_a_teacher_said_of_the_chosen_rows_is_read_as_it_was_said(taught, tmp_path):
-    """Augmentation draws, so that the cache holds rows of the run; they are those of the selection."""
+    """Check that a run that reads cached outputs for its augmented batches equals a run with the teacher itself."""
     config, said = taught
     chosen = selecting(config, f"hardest(share=0.2, cache={str(said)!r})")
     entry = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(tmp_path / 'rows')!r})"}

@@ -1,4 +1,4 @@
-"""MovieLens: ratings in the order of time, with one row of a table for each category."""
+"""Tests of the builder of MovieLens: ratings in the order of time, and a row of its own for each category."""
 
 from jaxdistill.data.builders.shop import _ratings
 

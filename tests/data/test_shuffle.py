@@ -1,4 +1,4 @@
-"""The order of an epoch: every record once, another order in every epoch, and no array of all records."""
+"""Tests of the order of records: every record once an epoch, another order in every epoch, little memory."""
 
 import tracemalloc
 
@@ -26,14 +26,14 @@ def test_orders_depend_on_seed_and_epoch_alone():
     assert np.array_equal(first, keyed(places, 1, 0, 1000))
     for other in (keyed(places, 2, 0, 1000), keyed(places, 1, 1, 1000), places):
         assert (first == other).mean() < 0.01
-    assert np.array_equal(first[10:20], keyed(places[10:20], 1, 0, 1000))  # any part of it alone
+    assert np.array_equal(first[10:20], keyed(places[10:20], 1, 0, 1000))  # part of an order needs no other part
 
 
 def test_no_place_prefers_a_record():
-    """Over many epochs each of 16 places holds each of 16 records as often: a chi-squared test of 225 degrees."""
+    """Check with chi-squared tests that records are equally frequent at all places, and pairs at the first two."""
     found = np.stack([keyed(np.arange(16), 3, epoch, 16) for epoch in range(4000)])
     counts = np.stack([np.bincount(found[:, place], minlength=16) for place in range(16)])
-    assert ((counts - 250) ** 2 / 250).sum() < 320  # 99.997 % of fair draws
+    assert ((counts - 250) ** 2 / 250).sum() < 320  # 225 degrees of freedom: 99.997 % of fair draws
     pairs = np.bincount(found[:, 0] * 16 + found[:, 1], minlength=256).reshape(16, 16)[~np.eye(16, dtype=bool)]
     assert ((pairs - 4000 / 240) ** 2 / (4000 / 240)).sum() < 340
 
@@ -52,7 +52,7 @@ def test_ten_billion_records_need_no_memory():
 
 
 class Endless:
-    """Records that are their own numbers."""
+    """Ten billion records that hold the last 16 bits of their own number."""
 
     def __len__(self):
         return BILLIONS
@@ -81,7 +81,7 @@ def test_the_array_and_the_function_change_at_many(monkeypatch):
 
 
 def test_orders_never_change_from_one_version_to_the_next():
-    """A run that an earlier version began goes on with the records that it would have seen."""
+    """Check stored orders, because a run of an earlier version must resume with the records that follow there."""
     words = {
         shuffle.ORDER: [8893702929424106994, 13357943582879616415],
         shuffle.AUGMENTATION: [3845544696532098304, 9931676275916508706],

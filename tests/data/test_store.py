@@ -1,4 +1,4 @@
-"""Stores of arrays: every shard is checked, and belongs to its own store; differences are shown where they are."""
+"""Tests of stores of arrays: damaged and foreign shards are refused, and differences are shown briefly."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from jaxdistill.data.store import StoreManifest, differences, verify_store, writ
 
 
 def written(folder, identity="one"):
-    """A store of 9 rows in 3 shards."""
+    """Write a store of 9 rows in 3 shards, and return its folder."""
     manifest = StoreManifest(9, 3, {"x": ((2,), "float32")}, {"identity": identity})
     write_manifest(folder, manifest)
     rows = np.arange(18, dtype=np.float32).reshape(9, 2)

@@ -1,4 +1,4 @@
-"""The data set `table`: every format gives the same records, and splits are laws."""
+"""Tests of the data set `table`: equal records from all formats, splits, labels, images and prepared copies."""
 
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def test_a_file_for_each_split():
     for path in ("data", "data/{split}.csv"):
         spec = f"table(path={path!r}, text='text', label='kind')"
         assert (len(opened(spec)), len(opened(spec, "test"))) == (40, 20)
-    write_csv(Path("data/submission.csv"), [{"id": 1}])  # which is no split
+    write_csv(Path("data/submission.csv"), [{"id": 1}])  # `submission` is no split
     assert len(opened("table(path='data/{split}.csv', text='text', label='kind')")) == 40
     assert "'submission.csv', which is no split" in refusal("table(path='data', text='text', label='kind')").message
     Path("data/submission.csv").unlink()
@@ -134,7 +134,7 @@ def test_records_without_a_label_are_a_split():
     both = "table(path='b', text='text', label='kind')"
     assert len(opened(both)) == 60
     assert "record 20 has no label, and others have one" in refusal(both, "test").message
-    write_csv(Path("b/test.csv"), [{"text": row["text"]} for row in RECORDS])  # as competitions give it
+    write_csv(Path("b/test.csv"), [{"text": row["text"]} for row in RECORDS])  # a test file without labels
     assert set(everything(opened(both, "test"))) == {"text"}
     write_csv(Path("b/unlabelled.csv"), RECORDS)
     write_csv(Path("b/train.csv"), rows)
@@ -215,7 +215,7 @@ def test_a_folder_of_images_by_class():
 
 @pytest.mark.parametrize("mode", ["grey", "colours"])
 def test_images_of_16_bits_are_scaled_and_those_of_32_are_refused(mode):
-    """Pillow would clip grey values at 255."""
+    """Check that grey values of 16 bits are scaled to 8, because Pillow would clip them at 255."""
     values = np.array([[0, 255, 256], [30_000, 60_000, 65_535]], np.uint16)
     Image.fromarray(values).save("x.png")
     pixels = images.decode("x.png", 1 if mode == "grey" else 3)
@@ -255,7 +255,7 @@ def test_a_changed_file_is_read_again_and_a_damaged_copy_is_made_again(capsys):
 def test_quotation_marks_within_a_text_are_no_mistake():
     Path("a.csv").write_text("text,kind\n" + 'a,b\n5" wide,c\n"two\nlines",b\n' * 5)
     assert len(opened(SPEC)) + len(opened(SPEC, "test")) == 15
-    Path("b.csv").write_text("kind,text\n" + 'x,"a"b\nq,y\nb,"c\nd"\n' * 5)  # pyarrow reads what `csv` does not
+    Path("b.csv").write_text("kind,text\n" + 'x,"a"b\nq,y\nb,"c\nd"\n' * 5)  # `csv` would refuse this
     spec = SPEC.replace("a.csv", "b.csv")
     assert len(opened(spec)) + len(opened(spec, "test")) == 15
 
@@ -289,7 +289,7 @@ def test_a_prepared_copy_that_lost_its_description_is_made_again(capsys):
 
 
 def test_records_are_read_a_few_at_a_time(monkeypatch):
-    """A file larger than memory is never whole in it: what is read of the source is a chunk, and then a batch."""
+    """Check that opening a table takes single records only, because a file may be larger than memory."""
     write_parquet(Path("a.parquet"))
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
     taken: list[int] = []

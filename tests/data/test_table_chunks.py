@@ -1,4 +1,4 @@
-"""The data set `table`: chunks, odd values and fingerprints, where records could be lost or mixed without a word."""
+"""Tests of the data set `table`: reading in chunks, unusual values, and what changes a fingerprint."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_chunks_lose_and_mix_nothing(name, monkeypatch):
         assert len(set(map(int, content))) == count
         assert [order[int(n) % 3] for n in content] == found["label"].tolist()
         inverse = [int(x) for x in np.argsort(numbers)]
-        assert [int(content[place]) for place in inverse] == sorted(map(int, content))  # in the order of the file
+        assert [int(content[place]) for place in inverse] == sorted(map(int, content))  # in the file's order
 
 
 def test_lines_longer_than_a_block_are_whole():
@@ -85,7 +85,7 @@ def test_numbers_that_are_none_and_images_of_two_kinds_are_refused():
 def test_photographs_stand_upright():
     picture = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
     tags = picture.getexif()
-    tags[274] = 6  # turned by a quarter
+    tags[274] = 6  # Exif orientation: turned by a quarter
     Path("p/x").mkdir(parents=True)
     Path("p/y").mkdir()
     for n in range(8):
@@ -112,7 +112,6 @@ def test_classes_that_a_file_defines_keep_their_order_and_minus_one_is_no_label(
 
 
 def test_a_saved_data_set_of_hugging_face_is_read_with_its_splits_and_class_names(monkeypatch):
-    """Written and read by the package itself; a class is a number there, whose name the file knows."""
     import datasets
 
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 7)
@@ -132,7 +131,7 @@ def test_a_saved_data_set_of_hugging_face_is_read_with_its_splits_and_class_name
     assert found["text"].tolist() == [f"train {n}" for n in range(20)]
     assert records.split_sizes == {"train": 20, "test": 9, "validation": 4}
     parts["train"].save_to_disk("alone")
-    assert len(opened("table(path='alone', text='text', label='kind')", "test")) == 4  # a fifth
+    assert len(opened("table(path='alone', text='text', label='kind')", "test")) == 4  # one record in five is held out
     pictures = [{"image": Image.fromarray(np.full((4, 4, 3), n, np.uint8)), "kind": n % 3} for n in range(12)]
     features = datasets.Features({"image": datasets.Image(), "kind": features["kind"]})
     datasets.Dataset.from_list(pictures, features).save_to_disk("pictures")
@@ -165,7 +164,6 @@ def test_another_delimiter_is_suggested_if_texts_have_commas_too(delimiter):
 
 
 def test_a_split_may_have_several_files():
-    """Read the parts of a split as data sets of the Hugging Face hub are stored."""
     Path("parts").mkdir()
     for number in range(3):
         rows = pa.Table.from_pylist(RECORDS[20 * number : 20 * number + 20])
@@ -202,7 +200,7 @@ def test_a_format_that_people_try_has_a_cure(name, cure):
 
 
 def test_how_a_file_is_written_is_part_of_its_fingerprint():
-    """Else the copy that was read with a wrong encoding would be used again."""
+    """Check that the encoding changes the fingerprint, or else a copy read with a wrong one would be used again."""
     Path("a.csv").write_text("text,kind\n" + "é,a\nü,b\n" * 10, encoding="latin-1")
     wrong = opened(f"{SPEC[:-1]}, encoding='cp1251')")
     right = opened(f"{SPEC[:-1]}, encoding='latin-1')")
@@ -221,7 +219,8 @@ def test_a_mistake_of_a_later_chunk_has_its_own_number(monkeypatch):
 def test_as_many_labels_as_half_of_the_records_are_no_classes(labels, classes):
     write_csv(Path("a.csv"), [{"text": "t", "kind": f"w{n % labels}"} for n in range(50)])
     if classes:
-        assert opened(SPEC).classes == labels and len(opened(SPEC, "test")) == 10  # though a fifth of two is none
+        # A class may have two records, a fifth of which is less than one; a fifth of all records is held out still.
+        assert opened(SPEC).classes == labels and len(opened(SPEC, "test")) == 10
     else:
         assert "50 records have 30 different labels" in refusal(SPEC).message
 
@@ -246,7 +245,7 @@ def test_a_changed_picture_and_other_channels_change_the_fingerprint_of_a_folder
     write_images(Path("p"))
     before = opened("table(path='p')").fingerprint
     assert opened("table(path='p', channels=1)").fingerprint != before
-    os.utime("p/cat/0.png", ns=(10**18, 10**18))  # as an edit that keeps the size
+    os.utime("p/cat/0.png", ns=(10**18, 10**18))  # like an edit that keeps the size
     assert opened("table(path='p')").fingerprint != before
 
 
@@ -303,7 +302,7 @@ def test_json_lines_in_utf_16_are_read():
 
 
 def test_a_table_that_another_process_removes_is_made_again(monkeypatch):
-    """Simulate a process that removes a table just after another one has replaced it."""
+    """Simulate another process that removes a table just after it was written."""
     write_csv(Path("a.csv"))
     open_tables, calls = dataset.arrow_store.open_tables, []
 
@@ -338,7 +337,7 @@ def test_a_class_with_hardly_any_record_is_told():
     classes.finish("f", 42)
     said = "the class 'pso' has 1 record (the first is 40); check the spelling"
     assert classes.doubtful_labels() == said
-    classes.codes(["pso", "neg"], 0, "f")  # of another split
+    classes.codes(["pso", "neg"], 0, "f")  # labels of a second split do not count
     assert classes.doubtful_labels() == said
     two = Classes()
     two.codes(["a", "b", "c"] * 3 + ["d", "d", "e"], 0, "f")
@@ -348,4 +347,4 @@ def test_a_class_with_hardly_any_record_is_told():
     )
     few = Classes()
     few.codes(["a", "b", "b", "c"], 0, "f")
-    assert few.doubtful_labels() == ""  # such classes are the rule here
+    assert few.doubtful_labels() == ""  # most classes are small here

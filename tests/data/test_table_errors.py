@@ -1,4 +1,4 @@
-"""The data set `table`: a wrong file, a wrong record or a wrong argument is one line, and leaves nothing behind."""
+"""Tests of the error messages of the data set `table`, about wrong files, wrong records and wrong arguments."""
 
 import gzip
 import json
@@ -53,7 +53,7 @@ def test_a_wrong_file_is_one_line_and_leaves_nothing(mistake):
     Path("a.csv").write_text(content)
     error = refusal(SPEC)
     assert error.path == "data.name" and said in error.message
-    if mistake != "few records":  # which can be read, and not divided
+    if mistake != "few records":  # such a file can be read, but not split
         assert list(Path("prepared").rglob("*.arrow")) == []
 
 

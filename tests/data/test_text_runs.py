@@ -1,4 +1,4 @@
-"""Networks on text: what they compare and learn does not depend on padding, and their runs tell mistakes early."""
+"""Tests of runs on text: similarity of layers despite padding, runs on sentences and documents, an early error."""
 
 from pathlib import Path
 
@@ -22,19 +22,19 @@ from jaxdistill.models.nnx import from_nnx
 
 
 def letters(split: str, size: int = 64):
-    """Texts in which the next letter is known, and a label that the first letter tells."""
+    """Build texts in which a letter determines the next one, and the first one determines the label."""
     alphabet = ("a b c d e f g " * 3).split()
     texts = (" ".join(alphabet[i % 7 : i % 7 + 4 + i % 8]) for i in range(size))
     return Labelled({"text": text, "label": i % 7 % 2} for i, text in enumerate(texts))
 
 
 def bag(classes: int, width: int = 8):
-    """A network that adds up words."""
+    """Build a network that classifies a text by the mean of its word embeddings."""
     return reader(classes, width, pooled=True)
 
 
 def bigram(classes: int, width: int = 8):
-    """A network that guesses the next word from this one."""
+    """Build a network that predicts each next word from the current word alone."""
     return reader(classes, width, pooled=False)
 
 
@@ -71,10 +71,10 @@ def words(tmp_path_factory) -> Path:
 
 
 def test_the_likeness_of_layers_does_not_see_padding(words, tmp_path):
-    """Padding of its own kind in each network would look like something that they share."""
+    """Check that CKA is the same with more padding, which would otherwise look like a similarity of two networks."""
     networks = [bag(2), bag(2, width=4)]
     found = []
-    for length in (13, 26):  # enough for every text
+    for length in (13, 26):  # both are enough for every text
         records = open_records("letters(size=10)", "train", tmp_path, "data", "train", sentences(words, length))
         batch = next(evaluation_batches(records, batch_size=16, rows=slice(16)))
         student, teacher = (Variables(*n.init(jax.random.key(i), batch)) for i, n in enumerate(networks))
@@ -119,7 +119,7 @@ def test_a_run_on_running_text_beats_the_unigram_model(words, tmp_path):
     records = open_records("letters", "test", tmp_path, "data", "test", documents(words, 16))
     unigram = unigram_nll(records, records, 12)
     assert row["perplexity"] == pytest.approx(np.exp(row["nll"])) and row["nll"] < 0.5 < unigram
-    assert row["accuracy"] > 0.95  # the next letter is known
+    assert row["accuracy"] > 0.95  # each letter determines the next one
 
 
 def test_a_run_reports_what_is_wrong_before_it_compiles(words, tmp_path):

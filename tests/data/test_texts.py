@@ -1,4 +1,4 @@
-"""Sets of text: what is in VADER, that splits share no text, and that the formats of the packages are read."""
+"""Tests of the text data sets: contents of VADER, splits that share no text, file formats of the sources, sizes."""
 
 import gzip
 import itertools
@@ -15,7 +15,7 @@ from jaxdistill.core.packages import default_folder
 from jaxdistill.data import check_name, open_records
 from jaxdistill.data.builders import corpora, texts
 
-DOMAINS = {  # texts to train on and to test on: negative, positive
+DOMAINS = {  # number of [negative, positive] texts in the training split and in the test split
     "movie": ([4291, 4134], [1035, 1108]),
     "tweets": ([1066, 2294], [233, 603]),
     "nyt": ([2210, 1769], [532, 435]),
@@ -51,11 +51,11 @@ def test_what_raters_said_is_a_distribution_with_the_sign_of_its_mean(vader):
     assert probs.dtype == np.float32 and np.allclose(probs.sum(1), 1) and probs.min() >= 0
     assert np.array_equal(train["label"], train["rating"] > 0) and not (train["rating"] == 0).any()
     assert np.abs(train["rating"]).max() <= 4
-    assert 0.99 < np.mean(probs.argmax(1) == train["label"]) < 1  # most raters and their mean may differ
+    assert 0.99 < np.mean(probs.argmax(1) == train["label"]) < 1  # a few means disagree with most raters
 
 
 def test_amazon_is_joined_by_id(vader):
-    """21 rows are in another order there: joined row by row, this one would be praise (2.95, and not -1.8)."""
+    """Check a text that would get the rating 2.95 if files were joined by row, as 21 rows are in another order."""
     text = b"i made the mistake of thinking i could easily manage my mp3 library with this device."
     split = next(split for split in vader.values() if text in split["text"])
     (row,) = np.flatnonzero(split["text"] == text)
@@ -127,7 +127,7 @@ def test_novels_are_read_without_r(tmp_path):
 
 def test_chapters_are_read_from_windows_of_unix_compress(tmp_path):
     def compressed(text: str) -> bytes:
-        """Letters as codes of 9 bits, the lowest first: a short text needs no table."""
+        """Return a text as LZW codes of 9 bits, lowest bit first; a text this short needs no dictionary."""
         bits = sum(ord(letter) << (9 * place) for place, letter in enumerate(text))
         return bits.to_bytes((9 * len(text) + 7) // 8, "little")
 

@@ -1,4 +1,4 @@
-"""The cache of tokens: its array files, and what its key is made of."""
+"""Tests of the cache of tokens: its array files, and what changes its key."""
 
 import numpy as np
 import pytest

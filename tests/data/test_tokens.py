@@ -1,4 +1,4 @@
-"""Text as arrays: what is in a row, that it is made once, that rows and documents lose nothing, and every mistake."""
+"""Tests of texts as token arrays: the contents of rows, the cache on disk, packed documents, error messages."""
 
 import errno
 import json
@@ -161,7 +161,7 @@ def test_the_mask_of_a_token_counts_where_its_row_does(words, tmp_path):
 
 def test_the_unigram_model_by_hand(words, tmp_path):
     train, test = (opened(documents(words, length), tmp_path, "stories") for length in (4, 8))
-    seen = {B: 1, C: 1, E: 1, F: 1, G: 1}  # as labels that count: once each
+    seen = {B: 1, C: 1, E: 1, F: 1, G: 1}  # how often each token is a label that counts
     expected = -sum(np.log((count + 0.5) / (5 + 0.5 * 12)) for count in seen.values()) / 5
     assert unigram_nll(train, test, 12, smoothing=0.5) == pytest.approx(expected)
 
@@ -215,7 +215,7 @@ def test_several_processes_may_tokenise_at_once(words, tmp_path, monkeypatch):
 
     def slower(source, target):
         monkeypatch.undo()
-        opened(sentences(words), tmp_path)  # the other process
+        opened(sentences(words), tmp_path)  # stands for the other process
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", slower)
@@ -309,7 +309,7 @@ def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("sizes", [(1,), (4, 4), (3, 1, 9), (2, 11, 1, 1, 5), (5, 3, 4, 4, 1)])
 def test_documents_in_parts_are_the_same_rows(sizes, pack):
-    """A row at the end of a part has the label that only the next part knows."""
+    """Check that documents packed one at a time give the same rows as documents packed at once."""
     start = iter(range(1, 1000))
     texts = [np.array([next(start) for _ in range(size)], np.int32) for size in sizes]
     whole = pack_documents(texts, 4, pack)
@@ -326,7 +326,7 @@ def test_documents_in_parts_are_the_same_rows(sizes, pack):
 
 
 def test_a_full_disk_is_no_read_only_folder(words, tmp_path, monkeypatch):
-    """It must not fill the memory instead."""
+    """Check that a full disk is an error, because keeping the tokens in memory instead could fill it."""
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

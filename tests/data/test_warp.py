@@ -1,4 +1,4 @@
-"""Affine warps: by hand, one part at a time, and in the dtype of the images."""
+"""Tests of the transform `warp`: rotation, shift, scale and shear by hand, and the dtype of the images."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_a_shift_of_one_pixel_and_a_half():
     image = drawn().astype(np.float32)
     down = warped(f"warp(shift={1 / 6})", image, STILL, STILL, STILL, NEAR_ONE)
     np.testing.assert_allclose(down[1:], image[:-1], rtol=1e-5)
-    assert not down[0].any()  # nothing comes from outside
+    assert not down[0].any()  # pixels from outside are 0
     left = warped(f"warp(shift={1.5 / 6})", image, STILL, STILL, STILL, STILL, 0.0)
     np.testing.assert_allclose(left[:, :4], (image[:, 1:5] + image[:, 2:]) / 2, rtol=1e-5)
 

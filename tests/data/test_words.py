@@ -1,4 +1,4 @@
-"""Tokens replaced: as many as asked, by what may stand there, and never what is no text."""
+"""Tests of the transform `replace_tokens`: how many tokens are replaced, by which, and which never are."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import transforms
 from jaxdistill.data import Batches, Records
 
-SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # 0 to 3; words follow, to 19
+SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 3; the ids 4 to 19 are words
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ BATCH = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int32), "label"
 
 
 def test_by_hand(words):
-    """A number of 0.3 and more leaves a token; 0.15 is the middle of the 16 words, and 0.2999 the last."""
+    """Check that random numbers of at least 0.3 keep a token, and lower ones choose a word: 0.2999 the last of 16."""
     numbers = np.array([[0.0, 0.15, 0.3, 0.2999, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0, 0.0, 0.0]])
     out = build(words).apply(BATCH, numbers)
     assert out["input_ids"].tolist() == [[1, 12, 5, 19, 2, 0], [1, 4, 2, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Pages of methods, numbers of the README and the picture of the folders: they are what the files say."""
+"""Check that pages of methods, numbers of the README and the picture of the folders agree with the code."""
 
 import importlib.util
 import re
@@ -105,7 +105,7 @@ def test_every_config_line_is_one(part):
         for path, text in assigned
         if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step|student\.(quantized|masks|model)", path)
     ]
-    override(make(), ours)  # paths and kinds of values are the schema's
+    override(make(), ours)  # refuses paths and kinds of values that the schema does not have
     named = set()
     for path, text in ours:
         if path.endswith(".weight"):
@@ -151,7 +151,7 @@ def test_a_picture_that_is_stale_is_named(tmp_path, monkeypatch):
 
 
 def test_a_sample_is_fast_and_the_rest_is_slow():
-    """Check that of a test with the mark `sampled` the cases whose ids match are fast, and no other."""
+    """Check that of a test with the mark `sampled`, exactly the cases whose ids match a pattern are fast."""
     collected = {
         speed: subprocess.run(
             [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", speed, "tests/run/test_old_names.py"],

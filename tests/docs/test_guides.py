@@ -1,4 +1,4 @@
-"""Every block of code in the guides: what it names is there, and what trains in a minute trains (the rest is slow)."""
+"""Tests of all blocks of code in the guides: commands, options and configs are right, and whole guides run (slow)."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ BLOCKS = [
     for file in GUIDES
     for language, code in re.findall(r"^```(\w*)\n(.*?)^```", file.read_text(), re.M | re.S)
 ]
-FILES = {  # files that the commands name, by the docstring of their block
+FILES = {  # files that commands use; a block's docstring begins with its name
     name: code for _, language, code in BLOCKS if language == "python" for name in re.findall(r'^"""(\w+\.py):', code)
 }
 CONFIGS = [code for _, language, code in BLOCKS if language == "python" and "def get_config" in code]
@@ -26,23 +26,23 @@ COMMANDS = [
     (guide, line.removeprefix("jaxdistill "))
     for guide, language, code in BLOCKS
     if language == "sh"
-    for line in re.sub(r" *\\\n *", " ", code).splitlines()  # a command may go on in the next line
+    for line in re.sub(r" *\\\n *", " ", code).splitlines()  # a backslash continues a command in the next line
 ]
-OF_ANOTHER_RUN = ("predict", "export", "cache", "vocabulary", "search")  # what they read is made before, or by the user
-LARGE = "smollm2", "edge.py"  # checkpoints of 90 MB, or minutes
+OF_ANOTHER_RUN = ("predict", "export", "cache", "vocabulary", "search")  # they read an earlier run or files
+LARGE = "smollm2", "edge.py"  # commands with these names download 90 MB or take minutes
 
 
 def checked(command: str) -> list[str]:
-    """The command, with `--check` in place of a training."""
+    """Split a command into words, changed so that a training is only checked."""
     words = shlex.split(command)
-    if words[0] == "sweep":  # which judges every arm, and prints a script
+    if words[0] == "sweep":  # with --slurm it checks every arm and prints a script
         return [*words, "--slurm"]
     return [*words, "--check"] if words[0] == "train" and "--check" not in words else words
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files of the guides, a small CSV and the configs."""
+    """Make a working folder with the files of the guides, two small CSV files, a tokenizer and the configs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXDISTILL_DATA", str(Path(runs.ROOT / ".pytest_cache" / "data").absolute()))
     for name, code in FILES.items():
@@ -72,8 +72,8 @@ def test_there_are_blocks_of_every_kind():
 def test_a_command_is_right(guide, command, here, capsys):
     words = checked(command)
     if words[0] in OF_ANOTHER_RUN or "--help" in words:
-        words = [*[word for word in words if word != "--help"], "--help"]  # which refuses no option: see below
-    if "few_labels" in words:  # whose teacher is downloaded
+        words = [*[word for word in words if word != "--help"], "--help"]  # another test checks the options
+    if "few_labels" in words:  # replaces its teacher, which would be downloaded
         words.append("--config.data.tokens=" + sentences(written(here, WORDS), 8))
         model = "bert(vocabulary={vocabulary}, width=8, depth=1, heads=2, ffn=8, classes={classes})"
         words.append(f"--config.teachers.minilm.model={model}")
@@ -82,7 +82,7 @@ def test_a_command_is_right(guide, command, here, capsys):
     with runs.registries_as_found():
         try:
             code = main.run(words)
-        except SystemExit as end:  # of --help
+        except SystemExit as end:  # --help exits
             code = end.code
     assert code == 0, capsys.readouterr().err
 

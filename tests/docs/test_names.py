@@ -1,4 +1,4 @@
-"""Names: a variable of the library says what it holds."""
+"""Check that no variable of the library has a name that would fit anything."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ EMPTY = {"found", "given", "looks", "own", "said", "told"}  # words that would f
 
 
 def empty_names(source: str) -> list[tuple[str, int]]:
-    """The variables of a file, with their lines, whose names say nothing."""
+    """Return the variables in `EMPTY` to which a source text assigns, with their lines."""
     names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
     return [(node.id, node.lineno) for node in names if isinstance(node.ctx, ast.Store) and node.id in EMPTY]
 

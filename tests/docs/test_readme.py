@@ -1,4 +1,4 @@
-"""Every block of code in the README runs as it is written; what takes minutes is slow, and its arguments are fast."""
+"""Tests that run every block of code in the README; commands that train are checked, and the first one runs (slow)."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ COMMANDS = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files that the README names, and a finished run in runs/mine."""
+    """Make a working folder with the CSV files and the configs that the README names."""
     place = tmp_path / "here"
     place.mkdir()
     draw = np.random.default_rng(0)
@@ -66,11 +66,11 @@ def trained(place: Path) -> None:
 
 
 def test_every_block_is_known():
-    """A new block needs a place in this file."""
+    """Check the number and the kinds of blocks, since a new block needs a test in this file."""
     assert len(PYTHON) == 4
     assert {tuple(command[:1]) for command in COMMANDS} == {("train",), ("predict",)}
     others = [code.split()[0] for code in PLAIN if code.split()[0] not in PROGRAMS]
-    assert others == ["pip", "model"]  # what test_library tries, and the demo's table
+    assert others == ["pip", "model"]  # `pip` is tested in test_library; the other block is the output of the demo
     assert {line.split()[0] for line in SHELL if line} == set(PROGRAMS)
 
 
@@ -116,7 +116,7 @@ def test_the_arguments_of_a_command_are_right(command, here, capsys):
         with pytest.raises(SystemExit, match="0"):
             main.run(command)
         return
-    if "--preset" in command:  # whose teacher is downloaded; the slow test runs it
+    if "--preset" in command:  # replaces its teacher, which would be downloaded; a slow test runs it
         command = [*command, "--config.data.tokens=" + sentences(written(here, WORDS), 8)]
         model = "bert(vocabulary={vocabulary}, width=8, depth=1, heads=2, ffn=8, classes={classes})"
         command += [f"--config.student.model={model}", f"--config.teachers.minilm.model={model}"]

@@ -1,4 +1,4 @@
-"""The site: its pages are there, links lead to pages, and Sphinx builds them without a warning."""
+"""Tests of the site: all pages are listed, links lead to files, notebooks run, and Sphinx gives no warning."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 import runs
 
 FOLDER = runs.ROOT / "docs" / "site"
-sys.path.append(str(FOLDER))  # as Python does for a program
+sys.path.append(str(FOLDER))  # as Python does for the folder of a program
 SPEC = importlib.util.spec_from_file_location("site_build", FOLDER / "build.py")
 site = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(site)

@@ -1,4 +1,4 @@
-"""The area under the ROC curve, by its definition over pairs, over batches, devices and in result tables."""
+"""Tests of the area under the ROC curve (AUC): by its definition over pairs, over batches, and in reports."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,7 @@ def test_batches_are_ranked_together_without_the_rows_that_fill_a_batch():
 
 
 def test_a_file_has_its_own():
+    """Check that an exported file has an AUC of its own, and that the table of exports shows it."""
     labels, expected = np.array([0, 1, 0, 1]), np.float32([[0, -1], [0, 1], [0, 0.5], [0, 0.2]])
     compared = difference(expected[:, ::-1], expected, labels, True)
     assert (compared.expected_auc, compared.auc) == (0.75, 0.25)

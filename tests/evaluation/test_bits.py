@@ -1,4 +1,4 @@
-"""Bits of a teacher beyond what is known: by hand, of copies, noise and labels, by class and by record."""
+"""Tests of `bits_beyond`, the bits about a teacher that outputs add to labels and known networks."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ KNOWN = [5 * np.eye(CLASSES)[LABELS] + DRAW.normal(size=(RECORDS, CLASSES)) for 
 
 
 def noisy(size: float) -> np.ndarray:
-    """The teacher with normal noise on what it knows beyond the label."""
+    """Return the teacher's logits plus normal noise of a given standard deviation."""
     return TEACHER + size * DRAW.normal(size=DARK.shape)
 
 
 def test_bits_of_a_noisy_copy_are_those_of_the_theory():
-    """Noise of size s leaves s^2 / (1 + s^2) of the variance of a normal variable."""
+    """Check the bits against theory: noise of size s leaves s^2 / (1 + s^2) of the variance of a normal variable."""
     for size in (0.5, 1.0):
         expected = CLASSES / 2 * np.log2(1 + size**-2)
         found = bits_beyond(TEACHER, noisy(size), KNOWN, LABELS)
@@ -57,7 +57,7 @@ def test_a_class_that_was_not_learned_has_no_bits():
 
 
 def test_more_columns_without_content_do_not_help():
-    """In one regression without folds, 100 columns of noise would explain a quarter."""
+    """Check that 100 columns of noise add no bits; in a regression without folds they would explain a quarter."""
     outputs = DRAW.normal(size=(RECORDS, 100))
     assert bits_beyond(TEACHER, outputs, KNOWN, LABELS).total < 0.1
 
@@ -73,7 +73,7 @@ def test_residuals_are_of_other_records_by_hand():
 
 
 def test_a_unit_that_is_constant_but_in_one_record_is_left_out():
-    """Rounding gives it a spread of 1e-19, by which its one other value would be divided."""
+    """Check that a unit with one odd value adds no bits; in the other folds, rounding gives it a spread of 1e-19."""
     unit = np.full((RECORDS, 1), 0.001)
     unit[7] = 1.0
     without, also = (bits_beyond(TEACHER, x, KNOWN, LABELS).total for x in (noisy(0.5), np.c_[noisy(0.5), unit]))

@@ -1,4 +1,4 @@
-"""Two models on the same test records, and runs side by side: literal values, and pages that say the same."""
+"""Tests of comparisons: two models on the same test records, their latencies, runs side by side, and the pages."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def answers_of(predicted, labels) -> dict:
 
 
 def test_mcnemars_test_and_the_interval_have_literal_values():
-    """Agresti, Categorical Data Analysis, 2002, table 10.1 has 150 and 86 discordant pairs of 1,600."""
+    """Check table 10.1 of Agresti, Categorical Data Analysis, 2002, with 150 and 86 discordant pairs of 1,600."""
     one = np.array([True] * 150 + [False] * 86 + [True] * 794 + [False] * 570)
     other = np.array([False] * 150 + [True] * 86 + [True] * 794 + [False] * 570)
     found = paired_records(one, other)
@@ -45,7 +45,7 @@ def test_mcnemars_test_and_the_interval_have_literal_values():
 
 
 def test_the_interval_of_few_records_is_that_of_the_paper():
-    """8 and 2 discordant pairs of 20: (8.5 - 2.5) / 22 and 1.96 sqrt(11 - 36 / 22) / 22, by hand."""
+    """Check 8 and 2 discordant pairs of 20 by hand: (8.5 - 2.5) / 22 plus or minus 1.96 sqrt(11 - 36 / 22) / 22."""
     found = paired_records([True] * 8 + [False] * 2 + [True] * 10, [False] * 8 + [True] * 2 + [True] * 10)
     assert (found.low, found.high) == (pytest.approx(0.0114, abs=1e-3), pytest.approx(54.534, abs=1e-3))
 
@@ -65,7 +65,7 @@ def test_the_summary_says_whether_a_gain_is_more_than_chance(p, said):
 
 
 def pictures(split: str) -> list[dict]:
-    """Six pictures of one shade each."""
+    """Return six pictures of one shade each, with labels 0 and 1."""
     return [{"image": np.full((4, 4, 1), 40 * n, np.uint8), "label": int(n > 1)} for n in range(6)]
 
 
@@ -164,7 +164,7 @@ def test_rows_of_splits():
 
 
 def finished(folder: Path, accuracy: float, predicted: list[int], **config: object) -> Path:
-    """A folder with what a finished run has left."""
+    """Write the files of a finished run into a folder, and return it."""
     row = {"name": "student", "accuracy": accuracy, "nll": 0.5, "parameters": 1000}
     data = {"data": {"name": "d", "test": "test"}, "steps": 10} | config
     seal.write(folder / "results.json", {"rows": [row], "config": data, "title": folder.name})
@@ -182,9 +182,9 @@ def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
     heading, a, b, c, reason, _ = capsys.readouterr().out.splitlines()
     assert reason == "No test for c: not known to have the test records of a, with labels."
     assert heading.split()[:3] == ["run", "acc", "%"] and a.split()[:2] == ["a", "50.00"]
-    assert "+50.00" in b and "0.002" in b and "+" not in c  # 10 of 10 discordant records; another data set
+    assert "+50.00" in b and "0.002" in b and "+" not in c  # b: 10 discordant records of 10; c: other data
     html = Path("out/compare.html").read_text()
-    assert "distributed" not in html and "logging" not in html  # which change no result
+    assert "distributed" not in html and "logging" not in html  # these keys change no result
     assert 'href="../runs/b/report.html"' in html and '<th scope="row">steps</th><td>10</td><td>20</td>' in html
     for words, said in (
         (["runs/a", "runs/a"], "a run is named twice"),

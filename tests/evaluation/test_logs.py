@@ -1,4 +1,4 @@
-"""Logs of a run: what a killed run leaves, and lines that have changed."""
+"""Tests of reading the log of a run, with lines that a killed run left unfinished or that have changed."""
 
 import math
 

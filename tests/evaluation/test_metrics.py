@@ -1,4 +1,4 @@
-"""Metrics: numbers worked out by hand, or by plain numpy and scipy; sums that add; masked rows that change nothing."""
+"""Tests of metrics: values by hand or by numpy and scipy, sums over batches and devices, and masked rows."""
 
 import functools
 
@@ -30,7 +30,7 @@ SUMS = sorted(set(METRICS) - {"cka"})
 
 
 def data(rows=24, classes=7, seed=0):
-    """Student beside teacher, labels that the teacher often gets right, and a mask of half the rows."""
+    """Draw similar logits of student and teacher, labels that are often the teacher's, and a mask of half the rows."""
     rng = np.random.default_rng(seed)
     teacher = 2 * rng.normal(size=(rows, classes))
     labels = np.where(rng.random(rows) < 0.6, teacher.argmax(-1), rng.integers(0, classes, rows))
@@ -65,7 +65,7 @@ cka = compiled("cka")
 
 @jax.jit
 def over_devices(shards):
-    """What each device has after `psum`: a named vmap has the collectives of pmap, and needs no devices."""
+    """Return what each device has after `psum`. A `vmap` with an axis name stands for the devices."""
     return jax.vmap(lambda batch: collectives.psum(everything(batch)), axis_name=collectives.PMAP_AXIS)(shards)
 
 
@@ -87,7 +87,7 @@ def test_by_hand():
     # As a teacher `half` errs in row 2 only (says 2, not 0), where the student `other` says 0: no agreement
     assert_close(on_errors(other, half, labels, ones), sums.Mean(0.0, 1.0))
     assert_close(on_errors(half, half, labels, ones), sums.Mean(1.0, 1.0))
-    # Others of label 1 in row 1: (.2, .1) beside (.2, .2), a tie that class order makes 0 < 2, so the reverse: -1
+    # Row 1 without its label: the student has (.2, .1), the teacher the tie (.2, .2), ranked by class, 0 < 2: so -1
     assert_close(compiled("rank_correlation")(half, other, labels, row), sums.Mean(-1.0, 1.0))
 
 
@@ -174,7 +174,7 @@ def test_rank_correlation_needs_three_classes_and_bears_a_vocabulary():
 
 
 def song(x, y):
-    """Unbiased HSIC as printed in Song et al. 2012, eq. 5, in float64."""
+    """Compute the unbiased HSIC as printed in Song et al. 2012, eq. 5, in float64."""
     k, m = x @ x.T, y @ y.T
     np.fill_diagonal(k, 0), np.fill_diagonal(m, 0)
     n = len(k)
@@ -280,7 +280,7 @@ def test_sums_over_devices_are_those_of_the_whole_batch(name):
 def test_host_totals_count_past_a_float32():
     full = sums.Mean(jnp.float32(2**24), jnp.float32(2**24))
     one = sums.Mean(jnp.float32(1), jnp.float32(1))
-    assert jax.tree.map(jnp.add, full, one).count == 2**24  # the trap
+    assert jax.tree.map(jnp.add, full, one).count == 2**24  # float32 loses the 1
     total = sums.add({"a": full}, {"a": one})["a"]
     assert total.count == 2**24 + 1 and total.count.dtype == np.float64 and total.compute() == 1
 

@@ -1,4 +1,4 @@
-"""The relations between classes that a network sees: by hand, as shares that another network has, and as a graph."""
+"""Tests of the relations between classes that a network has learned: by hand, shared with a teacher, as a graph."""
 
 import numpy as np
 import pytest

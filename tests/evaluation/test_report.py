@@ -1,4 +1,4 @@
-"""The report is one file that parses, loads nothing, escapes everything and shows every number it was given."""
+"""Tests of the report: one file that parses, loads nothing, escapes all text and shows every number it was given."""
 
 import json
 import math
@@ -83,7 +83,7 @@ EVIL = "</title></style></svg>--><script>alert('1')</script><img src=http://x.te
 
 
 class Page(HTMLParser):
-    """A page as the parser sees it: tags must nest; text, attributes and emphasised text are collected."""
+    """Parse a page: require that its tags nest, and collect tags, attributes, texts, and the texts within some tags."""
 
     def __init__(self, source: str):
         super().__init__(convert_charrefs=True)
@@ -115,7 +115,7 @@ class Page(HTMLParser):
 
 
 def write_log(folder: Path, term: str = "kd") -> None:
-    """A log with warm-up, schedules, a NaN and a few evaluations."""
+    """Write a log with warm-up, schedules, a NaN and a few evaluations."""
     folder.mkdir(parents=True)
     lines = []
     for step in range(0, 100, 10):
@@ -132,7 +132,7 @@ def write_log(folder: Path, term: str = "kd") -> None:
 
 
 def write_run(workdir: Path, results: dict = RESULTS, runs=("teachers/big", "student", "control"), term="kd") -> Path:
-    """A workdir as a run leaves it."""
+    """Write results and logs into a workdir as a run leaves them, and return the workdir."""
     workdir.mkdir(exist_ok=True)
     for run in runs:
         write_log(workdir / run, term)
@@ -187,7 +187,7 @@ def test_every_name_and_number_appears(page):
 
 
 def test_the_better_of_student_and_control_is_set_off(page):
-    # Not the teacher, though it is better; not the parameters, which are equal; not FLOPs, which one of them lacks.
+    # Not highlighted: the teacher, though it is better; parameters, which are equal; FLOPs, which the control lacks.
     assert page.within["strong"] == ["92.81", "0.2423", "1.23", "0.412"]
 
 
@@ -297,7 +297,7 @@ def test_the_time_of_one_network_is_no_contest():
 
 
 def test_what_a_step_watches_is_drawn():
-    """A gate's decisions among teachers, and each further group of numbers."""
+    """Check that the page plots the loss terms, a gate's weights of teachers, and other groups of logged numbers."""
     lines = [
         {
             "step": step,
@@ -315,7 +315,8 @@ def test_what_a_step_watches_is_drawn():
     for title in ("Loss terms", "Gate weights", "gate"):
         assert f"<b>{title}</b>" in page_of
     assert page_of.count("<figure>") == 3
-    assert "Constant during the training: Weights: kd 0.5. Learning rate: 0.001." in page_of  # and no figures
+    # Values that stay constant are written in a sentence, and get no figure.
+    assert "Constant during the training: Weights: kd 0.5. Learning rate: 0.001." in page_of
 
 
 @pytest.mark.parametrize(("errors", "said"), [(19, "3 of 19"), (2000, "15.8 %")])

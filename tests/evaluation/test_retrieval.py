@@ -1,4 +1,4 @@
-"""Retrieval: numbers by hand, galleries of the whole test set, equal texts, and embeddings that say nothing."""
+"""Tests of retrieval: R@k by hand, candidates of the whole test set, equal texts, and embeddings that are all equal."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from jaxdistill.evaluation.retrieval import Retrieval, recalls, retrieval
 
 
 def test_by_hand():
-    """Three images; the text of the second is more similar to the third image than to its own."""
+    """Check three pairs, in which the second text is more similar to the third image than to its own."""
     images = np.eye(3)
     texts = np.float32([[1, 0, 0], [0, 0.6, 0.8], [0, 0, 0.7]])
     found = recalls(images, texts)
@@ -33,7 +33,7 @@ def test_equal_texts_are_one_candidate_and_all_their_images_are_right():
 
 
 def test_of_two_texts_each_different_one_is_a_candidate_once():
-    """Texts 5 and 6 belong to one name, 6 to another as well: then 5 is not right for the other."""
+    """Check pairs of names and texts: name 1 has the texts 5 and 6, and name 2 has 6 alone, so 5 is wrong for it."""
     names, texts = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 1, 1, 2]]
     tokens, of_names = np.array([[5], [6], [6], [7]]), np.array([[1], [1], [2], [3]])
     found = recalls(names, texts, tokens, of_names)
@@ -70,7 +70,7 @@ def test_chance_is_what_random_embeddings_reach():
 
 
 def test_the_candidates_are_those_of_all_batches():
-    """Rows that fill a batch are no candidates; R@1 within a batch would be 1."""
+    """Check that candidates come from all batches, without the rows that only fill a batch."""
     images, texts = np.float32([[1, 0], [0, 1], [1, 0], [0, 1]]), np.float32([[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]])
     whole = scores({"retrieval": Retrieval({"image": images, "text": texts}, np.ones(4))})
     parts = [
@@ -93,5 +93,5 @@ def test_of_two_texts_equal_ones_are_known_on_each_side():
     out = Outputs(jnp.zeros((2, 2)), embedding=jnp.ones((2, 2)), text_embedding=jnp.ones((2, 2)))
     found = retrieval(out, rows, jnp.ones(2), "teacher/").values
     assert found["image_tokens"].tolist() == [[5], [5]] and found["tokens"].tolist() == [[6], [7]]
-    of_towers = retrieval(out, rows, jnp.ones(2)).values  # which read one text
+    of_towers = retrieval(out, rows, jnp.ones(2)).values  # without a second prefix, the model reads one text
     assert of_towers["tokens"].tolist() == [[5], [5]] and "image_tokens" not in of_towers

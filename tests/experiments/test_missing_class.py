@@ -1,4 +1,4 @@
-"""Dark knowledge: what a student knows of a digit that it never saw; the study is `experiments/missing_class`."""
+"""Test what a student learns from soft targets about a digit that it never saw (study: `experiments/missing_class`)."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def digits(split: str):
 
 
 def learn(term, rows, teachers=(), frozen=()):
-    """An MLP after some steps of the plain algorithm with one term, on 100 of these rows at a time."""
+    """Train an MLP offline with one loss term, for 400 steps of 100 rows each; return the model and its variables."""
     image, label = rows
     student = registry.models.build("mlp(widths=(128,), classes=10)", "")
     update = optimizer(registry.optimizers["adamw"](), resolve("0.003", HORIZON, ""))
@@ -46,7 +46,7 @@ def learn(term, rows, teachers=(), frozen=()):
 
 
 def recall(student, variables, rows) -> float:
-    """Of the missing digit, in %."""
+    """Return the recall of the missing digit, in %."""
     image, label = rows
     batch = {"image": image, "mask": np.ones(len(label))}
     logits = jax.jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
@@ -54,14 +54,14 @@ def recall(student, variables, rows) -> float:
 
 
 def argmax_labels():
-    """The broken twin: of the teacher's distribution only its largest class is told."""
+    """Build a loss term that teaches only the teacher's most probable class, and not its whole distribution."""
     values = lambda signals: softmax_cross_entropy(signals.student.logits, signals.teacher.logits.argmax(-1))
     return stateless(values, needs=frozenset({"teacher"}))
 
 
 @pytest.mark.slow
 def test_soft_targets_tell_of_a_digit_that_was_never_seen_and_the_teachers_argmax_does_not():
-    """Measured: 78 and 1 %."""
+    """Check that recall of the unseen digit is high with soft targets and low with argmax (measured: 78 and 1 %)."""
     image, label = digits("train")
     teacher, taught = learn(build_loss("cross_entropy"), (image, label))
     seen = label != MISSING

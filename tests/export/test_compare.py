@@ -1,4 +1,4 @@
-"""Files of language models are compared by the distribution of the next token, where tokens count."""
+"""Tests of comparing a file's outputs with those of its model: next tokens, classes and embeddings."""
 
 import numpy as np
 import pytest

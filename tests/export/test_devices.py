@@ -1,4 +1,4 @@
-"""Devices: what they take is checked before anything is converted, and what they lack is named with its layer."""
+"""Tests of devices: what does not fit is refused before conversion, and missing operations are named by layer."""
 
 import jax
 import pytest

@@ -20,7 +20,7 @@ INPUTS = {"image": ((4, 4, 1), "uint8")}
 
 
 def shades(split: str) -> list[dict]:
-    """Pictures of one shade each, sorted; those of the test are 6 x 6."""
+    """Build pictures of one shade each, sorted by shade: 10 of 6 x 6 pixels for the test split, else 1,000 of 8 x 8."""
     size, count = (6, 10) if split == "test" else (8, 1000)
     return [{"image": np.full((size, size, 1), n * 255 // count, np.uint8), "label": n % 2} for n in range(count)]
 

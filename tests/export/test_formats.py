@@ -1,4 +1,4 @@
-"""Every model in every format gives the model's own outputs, by the format's own runtime, for any number of rows."""
+"""Tests of exported files: every format's own runtime gives the outputs of the model, for any number of rows."""
 
 import importlib
 
@@ -78,7 +78,8 @@ def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
     subject = network(model, EXAMPLES[model].inputs)
     file = tmp_path / exporter.file
     if runtime == "litert" and model.startswith("decoder") and "scan_layers=False" not in model:
-        with pytest.raises(ConfigError, match="the converter of LiteRT ended with exit code 1"):  # which takes no loop
+        # The converter takes no loops, such as the one over the layers.
+        with pytest.raises(ConfigError, match="the converter of LiteRT ended with exit code 1"):
             exporter.write(subject, file, lambda: [rows_of(subject, 2)])
         return
     exporter.write(subject, file, lambda: [rows_of(subject, 8), rows_of(subject, 5)])
@@ -93,7 +94,7 @@ def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
 
 
 def test_every_format_and_kind_of_model_is_tried():
-    assert {parse(spec, "").name for spec in FORMATS} == set(registry.exporters) - {"gguf"}  # `test_gguf.py`
+    assert {parse(spec, "").name for spec in FORMATS} == set(registry.exporters) - {"gguf"}  # see `test_gguf.py`
     assert jaxdistill.export.formats.__doc__
     assert {example.inputs for example in EXAMPLES.values()} == set(FIELDS)
 
@@ -109,7 +110,7 @@ def test_integers_are_smaller(tmp_path):
 
 
 def test_static_ranges_are_those_of_the_samples(tmp_path):
-    """Its twin: ranges from samples a thousand times too large leave no precision."""
+    """Check that outputs are precise with the ranges of the samples, but not with those of 1,000 times larger ones."""
     subject = network("mlp(widths=(64, 64), classes=5)", "image")
     exporter, rows = registry.exporters.build("onnx(int8='static')", "--to"), rows_of(subject, 32)
     expected, far = np.asarray(jax.jit(subject.function)(rows)), {}
@@ -130,7 +131,7 @@ def pooled(x, start, operation):
 
 
 def test_each_output_of_a_kernel_has_a_scale_of_its_own(tmp_path):
-    """Else one large column leaves no precision to the others."""
+    """Check a kernel with one large column, which would leave the others no precision if all had one scale."""
     kernel = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32) * np.float32([1, 1, 1, 3000])
     subject = traced(lambda x: x.reshape(-1, 20) @ kernel)
     exporter, x = registry.exporters.build("onnx(int8='dynamic')", "--to"), np.ones((1, 4, 5), np.float32)
@@ -233,7 +234,7 @@ def test_an_operation_without_a_translation_is_named(function, said):
 
 
 def test_only_fields_that_the_output_depends_on_are_inputs():
-    fields = {"text": ((3,), "int32"), "mask": ((), "float32"), "image": ((2,), "float32")}  # in no order
+    fields = {"text": ((3,), "int32"), "mask": ((), "float32"), "image": ((2,), "float32")}  # not sorted by name
 
     def apply(params, state, batch, *, train, key):
         hidden = batch["image"] @ params["kernel"] * batch["mask"][:, None]

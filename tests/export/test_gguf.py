@@ -1,4 +1,4 @@
-"""GGUF: our reader reads back what is written, and llama.cpp computes what the published code did."""
+"""Tests of GGUF files: our reader reads back the weights, and llama.cpp gives the outputs of the published code."""
 
 import gguf
 import jax
@@ -22,7 +22,7 @@ NO_TOKENS = "The model has no tokenizer: give llama.cpp token ids."
 
 
 def network(name, folder):
-    """A reference's network, with the reference."""
+    """Return the network of a reference checkpoint, and the reference."""
     ref = parity.reference(name)
     family, arguments, model, variables = parity.ours(parity.write_folder(folder / name, ref), ref.batch)
     fields = {field: (x.shape[1:], str(x.dtype)) for field, x in ref.batch.items()}
@@ -42,7 +42,7 @@ def test_a_file_is_read_back_with_the_weights_that_its_kind_keeps(name, kind, tm
     source, definition = Gguf(tmp_path / "model.gguf"), subject.definition
     assert families["decoder"].arguments(source.config) == definition.arguments
     weights = hugging_face.weights("decoder", definition.arguments, subject.variables)
-    assert source.arrays.keys() == weights.keys()  # a tied head is the embedding table, and no array of its own
+    assert source.arrays.keys() == weights.keys()  # a tied head has no array beside the embedding table
     assert ("lm_head.weight" in weights) == (not definition.arguments["tied"])
     for array, x in weights.items():
         kept = "F32" if x.ndim == 1 else "F16" if kind.startswith("Q") and x.shape[1] % 32 else kind
@@ -62,7 +62,7 @@ def test_a_file_is_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", ["llama_tied", "qwen2"])
 def test_the_rows_of_queries_are_those_that_llama_cpp_rotates(name, tmp_path):
-    """Neighbours for a Llama, units at the distance of half a head else."""
+    """Check that query rows are interleaved for a Llama, where llama.cpp rotates neighbours, and kept for a Qwen2."""
     subject, _ = network(name, tmp_path)
     write_file(subject, tmp_path / "model.gguf", "F32")
     x = hugging_face.weights("decoder", subject.definition.arguments, subject.variables)[
@@ -96,7 +96,7 @@ def test_what_llama_cpp_has_not_is_refused(family, changes, said):
 
 @pytest.fixture
 def opened():
-    """llama.cpp, where it is installed."""
+    """Return a function that opens a file in llama.cpp; skip the test where llama.cpp is not installed."""
     pytest.importorskip("xllamacpp")
     return lambda file: llamacpp.open_file(file, 1)
 

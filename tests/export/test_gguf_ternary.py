@@ -1,4 +1,4 @@
-"""A student that was trained for 2 bits keeps its weights in a file of 2 bits, and llama.cpp runs it."""
+"""Check that a student trained for 2 bits keeps its weights in a GGUF file of 2 bits, and that llama.cpp runs it."""
 
 import gguf
 import jax
@@ -23,7 +23,7 @@ FIELDS = {"input_ids": ((16,), "int32"), "mask": ((16,), "float32")}
 
 @pytest.fixture(scope="module")
 def networks():
-    """A decoder as it was drawn, and with its weights on the grid of -1, 0 and 1."""
+    """Return a decoder with random weights, and one whose weights are -1, 0 or 1 times a scale."""
     model, form = registry.models.build(SPEC, ""), architecture_of_spec(SPEC)
     batch = {"input_ids": IDS, "mask": np.ones((2, 16), np.float32)}
     quantizer = aware(weights=2, inputs=0)
@@ -41,7 +41,7 @@ def test_three_values_survive_and_floats_do_not(networks, tmp_path):
     far = {}
     for name, subject in networks.items():
         notes = write_file(subject, tmp_path / "model.gguf", "TQ2_0")
-        assert len(notes) == 1  # that it has no tokenizer
+        assert len(notes) == 1  # it says that the model has no tokenizer
         read, worst = Gguf(tmp_path / "model.gguf"), 0.0
         for array, x in hugging_face.weights("decoder", subject.definition.arguments, subject.variables).items():
             if x.ndim > 1:

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file: llama.cpp and our reader cut texts as it does, or a note says that they do not."""
+"""Tests of tokenizers in GGUF files: llama.cpp and our reader tokenise as the original does, or a note says not."""
 
 import ctypes
 import json
@@ -39,13 +39,13 @@ TEXTS += ["".join(DRAW.choice(PIECES) for _ in range(DRAW.randint(1, 40))) for _
 
 @pytest.fixture
 def llama_cpp():
-    """llama.cpp, where it is installed: a function that opens a file."""
+    """Return a function that opens a file in llama.cpp; skip the test where llama.cpp is not installed."""
     pytest.importorskip("xllamacpp")
     return lambda file: llamacpp.LanguageModel(file, 1)
 
 
 def bytes_with(pre, folder):
-    """A byte-level tokenizer with one of the pre-tokenizers of llama.cpp, an end token and an added word."""
+    """Write a byte-level tokenizer with one of llama.cpp's pre-tokenizers, an end token and an added word."""
     made = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     made.pre_tokenizer, made.decoder = known_pre_tokenizers()[pre], decoders.ByteLevel()
     made.normalizer = normalizers.NFC() if pre == "qwen2" else None
@@ -67,7 +67,7 @@ def saved(made, folder):
 
 
 def written(file, folder, end="<end>"):
-    """A file whose model has five tokens more than the tokenizer, with the notes on it."""
+    """Write a GGUF file of a model with five tokens more than its tokenizer; return the path and the notes."""
     size = max(Tokenizer.from_file(str(file)).get_vocab().values()) + 6
     spec = f"decoder(vocabulary={size}, width=8, depth=1, heads=1, kv_heads=1, head_size=8, ffn=8)"
     model, form = registry.models.build(spec, ""), architecture_of_spec(spec)
@@ -81,7 +81,7 @@ def written(file, folder, end="<end>"):
 
 
 def tokenized(model, text):
-    """Token ids of a text in llama.cpp."""
+    """Return the token ids that llama.cpp gives a text."""
     function, given = model._library.llama_tokenize, text.encode()
     integers = ctypes.POINTER(ctypes.c_int32)
     function.argtypes = [
@@ -111,7 +111,7 @@ def test_our_reader_and_llama_cpp_cut_texts_as_the_tokenizer_does(pre, tmp_path,
 
 
 def test_the_tokenizer_of_a_file_alone(tmp_path):
-    """Without llama.cpp."""
+    """Check our reader without llama.cpp, which need not be installed."""
     path, _ = written(bytes_with("smollm", tmp_path), tmp_path)
     made, read = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), read_tokenizer(Gguf(path))
     assert [read.encode(text).ids for text in TEXTS] == [made.encode(text).ids for text in TEXTS]
@@ -178,7 +178,7 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_told_and_ids_work(change, said, t
 
 
 def check_ids(path, tokenizer):
-    """The file has the text of each token, and llama.cpp runs all token ids; our reader takes it for no tokenizer."""
+    """Check that a file holds each token's text, that our reader refuses it, and that llama.cpp runs all token ids."""
     made, source = Tokenizer.from_file(str(tokenizer)), Gguf(path)
     tokens, kinds = (source.fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
     for token, number in made.get_vocab().items():
@@ -201,7 +201,7 @@ def test_tokenizers_of_other_kinds_are_told_too(kind, tmp_path):
 
 def test_a_byte_without_a_token_and_a_missing_end_are_told(tmp_path, llama_cpp):
     made = json.loads(bytes_with("gpt-2", tmp_path).read_text())
-    letters = "ĄÀ"  # the bytes 04, and C0, which no text has
+    letters = "ĄÀ"  # the bytes 04 and C0; UTF-8 texts never contain C0
     made["model"]["vocab"] = {token: n for token, n in made["model"]["vocab"].items() if token not in letters}
     (tmp_path / "tokenizer.json").write_text(json.dumps(made))
     found = vocabulary(tmp_path / "tokenizer.json", 420, "")

@@ -1,4 +1,4 @@
-"""A network in the operations of integer files: nearly the same outputs, and no operation that such files lack."""
+"""Tests of `for_integers`: nearly the outputs of the network, without operations that integer files lack."""
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def test_tanh_stands_for_erf():
     for exact in (jax.lax.erf, jax.lax.erfc):
         found = jax.jit(for_integers(function(exact, 101)))({"x": z})
         np.testing.assert_allclose(found, exact(z), atol=4e-4)
-        assert np.abs(found - exact(z)).max() > 1e-5  # it is another function
+        assert np.abs(found - exact(z)).max() > 1e-5  # they differ, so erf was replaced
 
 
 def test_an_operation_is_named_by_the_layer_whose_weights_it_follows():

@@ -1,4 +1,4 @@
-"""Fusions by hand; the laws of `test_fusion_laws.py` hold all of them."""
+"""Tests of fusions against values by hand; `test_fusion_laws.py` tests what holds for all of them."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def fused(spec: str, *probabilities, temperature=1.0, key=KEY, **batch) -> Outputs:
-    """What a fusion makes of teachers that say these probabilities, `[rows, classes]`."""
+    """Fuse teachers with the given probabilities, each `[rows, classes]`, and return the fused outputs."""
     teachers = tuple(Outputs(np.log(np.float32(p))) for p in probabilities)
     rows = len(probabilities[0])
     seen = batches.signals(batch=(rows,), classes=len(probabilities[0][0]))
@@ -110,7 +110,7 @@ def test_who_is_present_is_told_for_every_row():
 
 
 def gradients(said: np.ndarray, teachers: list[np.ndarray]) -> np.ndarray:
-    """In float64, `[teachers, rows * classes]`."""
+    """Return the gradient in the student's logits for each teacher, in float64, `[teachers, rows * classes]`."""
     softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     return np.stack([(softmax(said) - p).reshape(-1) for p in teachers])
 
@@ -147,7 +147,7 @@ def test_each_row_may_have_weights_of_its_own():
 
 
 def test_mixing_first_and_softening_afterwards_is_another_objective():
-    """Also in its gradient, by a third: that of kd in the student's logits is q - p, and p is what is mixed."""
+    """Check that `average` softens before it mixes. Else kd's gradient q - p, with the mixture p, is off by a third."""
     one, other, temperature = np.array([[0.98, 0.015, 0.005]]), np.array([[0.02, 0.08, 0.9]]), 4.0
     soft = lambda p: p ** (1 / temperature) / (p ** (1 / temperature)).sum(-1, keepdims=True)
     mixed = (soft(one) + soft(other)) / 2
@@ -166,7 +166,7 @@ def test_weights_of_zero_are_shared_equally_by_those_who_are_present(present):
 
 
 def test_the_top_teachers_of_a_gate_are_among_those_who_are_present():
-    """At its beginning a gate weighs all alike, and ties go to the first: here an absent one."""
+    """Check that a new gate, whose weights are all equal, leaves out an absent teacher, though ties go to the first."""
     seen = batches.signals(depths=(4, 4, 4))
     rows = seen.mask.shape[0]
     absent = replace(seen, batch={**seen.batch, "present": jnp.tile(jnp.array([0, 1, 1]), (rows, 1))})

@@ -1,4 +1,4 @@
-"""Laws of fusions: what must hold for every fusion that is registered, now and later."""
+"""Tests of laws that must hold for every registered fusion."""
 
 import functools
 from collections.abc import Callable
@@ -28,9 +28,6 @@ def one_hot(logits: Array) -> Array:
 
 def without_odd_classes(logits: Array) -> Array:
     return jnp.where(jnp.arange(logits.shape[-1]) % 2 == 1, -jnp.inf, logits)
-
-
-# Fusions
 
 
 @functools.cache
@@ -99,14 +96,14 @@ def test_fused_teachers_are_a_distribution_with_a_finite_gradient(example, tempe
 def test_permuting_the_teachers_permutes_their_weights(example):
     seen = batches.signals(depths=(4, 3, 2))
     weights = fuse(example.spec, seen).weights
-    if weights is None:  # one teacher, chosen by its number
+    if weights is None:  # `single` chooses one teacher by number, without weights
         return
     assert weights.shape == (3, 6)
     assert_close(weights.sum(0), np.ones(6))
     order = [2, 0, 1]
     permuted = fuse(example.spec, replace(seen, teachers=tuple(seen.teachers[k] for k in order)))
     if example.symmetric:
-        assert_close(permuted.weights, weights[jnp.asarray(order)], atol=2e-5)  # some are found by iteration
+        assert_close(permuted.weights, weights[jnp.asarray(order)], atol=2e-5)  # some fusions find them by iteration
 
 
 @pytest.mark.sampled("*-gate", "*-average", "*-min_norm")
@@ -131,7 +128,7 @@ def test_an_absent_teacher_has_no_weight_and_is_not_heard(example, nonsense):
 
 @every(FUSIONS)
 def test_of_a_label_that_is_no_class_a_fusion_is_nan_where_it_counts(example):
-    """-1, as hidden labels are written, would silently be the last class."""
+    """Check that a fusion that reads labels gives NaN for the label -1, which as an index would be the last class."""
     seen = replace(batches.signals(depths=(4, 3, 2)), mask=jnp.asarray([1.0, 1, 1, 1, 1, 0]))
     labelled = lambda label: replace(seen, batch=seen.batch | {"label": jnp.full(6, label)})
     first, last, none = (fuse(example.spec, labelled(label)).logits for label in (0, 4, -1))

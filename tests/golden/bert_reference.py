@@ -1,4 +1,4 @@
-"""BERT, its variants, and ModernBERT of transformers at a tiny size, on texts of uneven lengths."""
+"""Tiny BERT models, variants of BERT, and ModernBERT of transformers, on texts of uneven lengths."""
 
 import json
 from functools import partial
@@ -20,7 +20,7 @@ DISTILBERT = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 3, "n_heads": 4, 
 
 
 def inputs(pad: int, types: int = 1) -> dict[str, np.ndarray]:
-    """Texts padded at their end, by a token that is in none of them; the second half of each is of the last type."""
+    """Draw texts, padded at the end by a token that none contains; the second half of each has the last type."""
     real = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
     ids = 2 + tokens(len(LENGTHS), max(LENGTHS), VOCABULARY - 2)
     found = {"input_ids": np.where(real, ids, pad).astype(np.int32), "attention_mask": real.astype(np.int32)}
@@ -31,7 +31,7 @@ def inputs(pad: int, types: int = 1) -> dict[str, np.ndarray]:
 
 
 def reference(kind, config, batch, **outputs):
-    """A torch model with what `record.py` wants to know of it; without a head, its logits are the pooled tokens."""
+    """Return the arguments of `record.keep`; logits of a model without a head are the normalised mean of its tokens."""
     import torch
 
     model = kind._from_config(config, attn_implementation="eager")

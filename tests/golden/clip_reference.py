@@ -1,4 +1,4 @@
-"""CLIP and SigLIP as transformers has them, tiny; needs torch. Run by `record.py`."""
+"""Tiny CLIP and SigLIP models of transformers, which `record.py` runs; needs torch."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ ROWS, LENGTH, VOCABULARY, END = 3, 7, 40, 39
 
 
 def texts(ended: bool) -> dict[str, np.ndarray]:
-    """Texts of 7, 5 and 3 tokens, the last of which ends them where that is asked for."""
+    """Draw texts of 7, 5 and 3 tokens; if `ended`, the last token of each is END."""
     ids, mask = tokens(ROWS, LENGTH, END - 1), np.arange(LENGTH) < np.array([7, 5, 3])[:, None]
     if ended:
         ids[np.arange(ROWS), mask.sum(1) - 1] = END

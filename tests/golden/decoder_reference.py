@@ -1,4 +1,4 @@
-"""Decoders of transformers at tiny sizes: what differs between Llama, Mistral, Qwen and GPT-2, and padded rows."""
+"""Tiny decoders of transformers: Llama, Mistral, Qwen and GPT-2 with the settings in which they differ."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ LLAMA3 = {
 
 
 def reference(kind: str, padded: bool = False, attentions: bool = False, sizes: Any = None, **settings: Any):
-    """`() -> (torch model, config, inputs, run)` for record.py."""
+    """Return a function `() -> (torch model, config, inputs, run)` for `record.py`."""
 
     def make():
         import torch

@@ -1,4 +1,4 @@
-"""Runs the published code of losses between hidden states and keeps what it said in `layer_losses.npz`.
+"""Run the published code of losses between hidden states, and write values and gradients to `layer_losses.npz`.
 
 In an environment of its own with torch (never a dependency of ours), beside checkouts of the published code:
 
@@ -9,8 +9,8 @@ In an environment of its own with torch (never a dependency of ours), beside che
     REVIEWKD      github.com/dvlab-research/ReviewKD at cede6ea
 
 All in float64 and in OUR layout: states `[batch, height, width, channels]`, kernels `[*window, inputs, outputs]`,
-parameters by the names that our terms give them. `<method>/value` is what the source reports, `<method>/grad/...` its
-gradient.
+parameters by the names that our terms give them. `<method>/value` is the loss that the published code computes,
+`<method>/grad/...` its gradient.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ def load(file: Path, name: str) -> ModuleType:
 
 
 def states(name: str, rows: int, *shapes: tuple[int, int]) -> list[torch.Tensor]:
-    """Maps of (channels, size), as after a ReLU: with zeros, and positive."""
+    """Draw feature maps of these (channels, size), with zeros and positive values as after a ReLU."""
     draw = np.random.Generator(np.random.Philox(len(name)))
     shaped = [draw.standard_normal((rows, channels, size, size)) for channels, size in shapes]
     return [torch.from_numpy(np.maximum(x + 0.3, 0)).requires_grad_() for x in shaped]
@@ -54,7 +54,7 @@ def seed(module: torch.nn.Module) -> None:
 
 
 def ours(x: torch.Tensor) -> np.ndarray:
-    """A map, a kernel or a vector in our layout."""
+    """Convert a feature map, a dense kernel or a vector to our layout."""
     x = x.detach().numpy()
     return x if x.ndim < 2 else x.T if x.ndim == 2 else x.transpose(0, 2, 3, 1)
 
@@ -106,7 +106,7 @@ def repdistiller(folder: Path) -> None:
 
 
 def reviewkd(folder: Path) -> None:
-    """Its blocks and its loss; the loop that joins them moves itself to CUDA, so that it is restated here."""
+    """Run its blocks and its loss. The loop over the blocks is restated here, since theirs needs CUDA."""
     sys.path.insert(0, str(folder / "CIFAR-100"))
     from model.reviewkd import ABF, hcl
 
@@ -135,7 +135,7 @@ def reviewkd(folder: Path) -> None:
 
 
 def semckd(folder: Path) -> None:
-    """The regressors and the loss, at the assignment that published code came to, which is held fixed."""
+    """Run the regressors and the loss, with the assignment of the published code held constant."""
     torch.Tensor.cuda = lambda x: x  # the loss moves its table to a GPU
     util = load(folder / "models" / "util.py", "semckd_util")
     criterion = load(folder / "distiller_zoo" / "SemCKD.py", "semckd_loss").SemCKDLoss()

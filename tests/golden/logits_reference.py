@@ -1,12 +1,12 @@
-"""Runs the published code of losses of logits on seeded logits and keeps what it said, in float64.
+"""Run the published code of losses of logits on seeded logits in float64, and write values and gradients.
 
 In an environment of its own with torch (never a dependency of ours), and a folder that holds a checkout of each
 repository under its own name: distillm, distillm-2, TAID, logit-standardization-KD, llm-recipes, trl:
 
     python tests/golden/logits_reference.py FOLDER
 
-Of each file only the definitions that are needed are executed, since its imports may not be here. They ask for float32
-and for a GPU by name; here they get float64 and the CPU.
+Only the needed definitions of each file are executed, since its imports may not be installed here. Where they name
+float32 and a GPU, float64 and the CPU are put in their place.
 """
 
 import ast
@@ -26,7 +26,7 @@ given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math,
 
 
 def defined(file: Path, *names: str, **more: Any) -> SimpleNamespace:
-    """The functions and classes of these names, wherever in the file they stand."""
+    """Execute the functions and classes of these names, at any level of a file, and return them."""
     text = file.read_text()
     for theirs, ours in HERE.items():
         text = text.replace(theirs, ours)
@@ -39,7 +39,7 @@ def defined(file: Path, *names: str, **more: Any) -> SimpleNamespace:
 
 
 def told(value: Any, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Inputs, value, and its gradient in the student."""
+    """Return the inputs, the value and its gradient with respect to the student."""
     return {**inputs, "value": value, "grad": torch.autograd.grad(value, inputs["student"])[0]}
 
 
@@ -48,7 +48,7 @@ def pair(*shape: int) -> dict[str, torch.Tensor]:
 
 
 def divergences(root: Path) -> dict[str, Any]:
-    """Of 3 sequences of 5 tokens, some of them padding, the mean over tokens."""
+    """Record divergences as the mean over the tokens of 3 sequences of 5 tokens, some of them padding."""
     first = defined(root / "distillm/distillm/losses.py", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl")
     second = defined(root / "distillm-2/src/distillm_trainer.py", "get_batch_logps")
     label = torch.tensor(draw.integers(0, 7, (3, 5)))
@@ -82,7 +82,7 @@ def standardized(root: Path) -> dict[str, Any]:
 
 
 def taid(root: Path) -> dict[str, Any]:
-    """Four steps; after the third, the student is so good that the coefficient runs ahead of its floor."""
+    """Record four steps; after the third, the student is so good that the coefficient rises above its floor."""
     folder = root / "TAID/src/distil_losses"
     forward = defined(folder / "fkl.py", "forward_kl", Optional=__import__("typing").Optional)
     loss = defined(folder / "taid.py", "TAID", forward_kl=forward.forward_kl).TAID(alpha=0.3)
@@ -100,7 +100,7 @@ def taid(root: Path) -> dict[str, Any]:
 
 
 def uld(root: Path) -> dict[str, Any]:
-    """Two answers behind prompts, by the first code of the paper's authors; vocabularies of 6 and 9."""
+    """Record two answers after prompts, by the authors' first code, with vocabularies of 6 and 9 tokens."""
     repository = root / "llm-recipes/models/distillation_model.py"
     loss = defined(repository, "DistillationLoss").DistillationLoss(crossentropy_weight=0)
     student, teacher = normal(2, 5, 6).requires_grad_(), normal(2, 5, 9)
@@ -111,7 +111,7 @@ def uld(root: Path) -> dict[str, Any]:
 
 
 def gold(root: Path) -> dict[str, Any]:
-    """One text behind a prompt of one token, in the merging that TRL calls bayesian.
+    """Record one text after a prompt of one token, with the merging of tokens that TRL calls bayesian.
 
     `gold_merged`: spans of 1:2, 1:1, 2:2 and 1:1 tokens, all probabilities sorted. `gold_shared`: one token each,
     the 4 shared ones of 7 and 9 compared directly.

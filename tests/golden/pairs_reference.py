@@ -1,4 +1,4 @@
-"""Runs open_clip's losses on seeded embeddings and keeps what they said, in float64.
+"""Run open_clip's losses on seeded embeddings in float64, and write values and gradients.
 
 In an environment of its own with torch (never a dependency of ours), and a checkout of mlfoundations/open_clip:
 

@@ -1,9 +1,9 @@
-"""Products of rounded arrays and their gradients by qwix (Google, Apache-2.0), with the scales of our grids handed in.
+"""Write products of rounded arrays and their gradients by qwix (Google, Apache-2.0), given the scales of our grids.
 
 python tests/golden/qwix_reference.py     needs qwix 0.1.8, writes qwix.npz
 
-qwix chooses scales by max|x| / 127.5 (7.5 for 4 bits), where files have 127 and 7: so it gets the largest value that
-leads to the scale of the file. What is compared is the rounding, the product and the straight-through gradient.
+qwix divides the largest value by 127.5 (7.5 for 4 bits), where our files have 127 and 7. So it is given a larger
+maximum, which leads to the scale of the file. This compares rounding, product and straight-through gradient.
 """
 
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""Runs published code on seeded weights and keeps what it said: inputs, logits, hidden states, gradients.
+"""Run published models on seeded weights, and write their inputs, logits, hidden states and gradients.
 
 In an environment of its own with torch, transformers and timm (never a dependency of ours):
 
     python tests/golden/record.py            # all
     python tests/golden/record.py bert_cls   # some
 
-Of the weights only names and shapes are kept, since `weights.py` makes them anew; of each gradient its product with a
-seeded direction.
+Only names and shapes of the weights are written, since `weights.py` makes them again; of each gradient, only the
+product with a seeded direction.
 """
 
 import importlib
@@ -25,7 +25,7 @@ FAMILIES = ("bert_reference", "decoder_reference", "vision_reference", "clip_ref
 
 
 def seed(model: Any) -> dict[str, list[int]]:
-    """Gives a torch model our weights; returns names and shapes of all of them, tied ones once."""
+    """Give a torch model the seeded weights; return the names and shapes of all of them, tied ones once."""
     import torch
     from weights import weight
 
@@ -47,11 +47,11 @@ def keep(
     inputs: Mapping[str, np.ndarray],
     run: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Writes `name.npz`.
+    """Run a model and write `name.npz`.
 
     Args:
-        model: of torch; its weights are seeded here.
-        config: as transformers writes it.
+        model: a torch model, whose weights are seeded here.
+        config: the config of the model, as transformers writes it.
         inputs: our batch, in our layout (images `[rows, height, width, channels]`).
         run: `() -> {"logits": ..., "hidden/0": ..., "embedding": ...}` as torch tensors in OUR layout; called after
             seeding. The scalar whose gradient is kept is `sum(sin(logits))`.

@@ -1,11 +1,11 @@
-"""Runs the published code of two relational losses on seeded embeddings and keeps what it said, in float64.
+"""Run the published code of two relational losses on seeded embeddings in float64, and write values and gradients.
 
 In an environment of its own with torch (never a dependency of ours), and a checkout of each repository:
 
     python tests/golden/relations_reference.py RepDistiller Knowledge-Distillation-Zoo
 
-`crd`: RepDistiller of the method's first author, two steps over the same banks, negatives given. `cc`: the Gaussian
-kernel of Knowledge-Distillation-Zoo; RepDistiller's CC is another loss, see `losses/cc.py`.
+`crd`: two steps of RepDistiller, by the method's first author, over the same banks with given negatives. `cc`: the
+Gaussian kernel of Knowledge-Distillation-Zoo; RepDistiller's CC is another loss, see `losses/cc.py`.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ normal = lambda *shape: torch.tensor(draw.standard_normal(shape), requires_grad=
 
 
 def module(file: Path) -> Any:
-    """A file as a module, without its package, which may import what is not here."""
+    """Import a file as a module of its own, since its package may import what is not installed here."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
@@ -34,7 +34,7 @@ def crd(repository: Path) -> dict[str, np.ndarray]:
     from crd.criterion import CRDLoss
     from crd.memory import AliasMethod
 
-    AliasMethod.cuda = lambda self: None  # negatives are given here: its sampler is never asked
+    AliasMethod.cuda = lambda self: None  # negatives are given, so its sampler is not used
     options = {"s_dim": STUDENT, "t_dim": TEACHER, "feat_dim": WIDTH, "n_data": RECORDS}
     loss = CRDLoss(type("options", (), {**options, "nce_k": NEGATIVES, "nce_t": 0.07, "nce_m": 0.5}))
     found = {f"params/{name}": x for name, x in loss.named_parameters()}
@@ -66,7 +66,7 @@ def cc(repository: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    torch.set_default_dtype(torch.float64)  # before any layer: their T and Z are kept in an array of this type
+    torch.set_default_dtype(torch.float64)  # before any layer, since they keep T and Z in an array of this type
     torch.manual_seed(0)
     distiller, zoo = map(Path, sys.argv[1:])
     np.savez_compressed(Path(__file__).with_name("relations.npz"), **crd(distiller), **cc(zoo))

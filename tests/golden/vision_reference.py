@@ -1,4 +1,4 @@
-"""Vision families as transformers and timm have them, tiny; needs torch. Run by `record.py`."""
+"""Tiny vision models of transformers and timm, which `record.py` runs; needs torch."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from weights import images
 
 
 class Published:
-    """A torch model under the names that its checkpoints have on disk, where those are not the names in memory."""
+    """A torch model whose arrays have the names of its checkpoints on disk, which differ from those in memory."""
 
     def __init__(self, model: torch.nn.Module, name: Callable[[str], str]):
         self.model, self.name = model, name
@@ -36,7 +36,7 @@ def pixel_values(image: np.ndarray) -> torch.Tensor:
 
 
 def efficientnet_name(stages: tuple[tuple[int, ...], ...], name: str) -> str:
-    """timm's name as the published weights have it."""
+    """Return the name in the published weights for timm's name of an array."""
     top = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     first, rest = name.split(".", 1)
     if first in top:
@@ -50,7 +50,7 @@ def efficientnet_name(stages: tuple[tuple[int, ...], ...], name: str) -> str:
 
 
 def efficientnet_said(model: torch.nn.Module, image: np.ndarray) -> dict[str, torch.Tensor]:
-    """Logits, embedding and hidden states of one of timm's EfficientNets."""
+    """Run one of timm's EfficientNets; return logits, embedding and hidden states."""
     states, hooks = [], []
     for module in [model.bn1, *(block for stage in model.blocks for block in stage)]:
         hooks.append(module.register_forward_hook(lambda module, args, out: states.append(channels_last(out))))
@@ -79,14 +79,14 @@ def efficientnet() -> tuple[Any, dict[str, Any], dict[str, np.ndarray], Callable
         round_chs_fn=lambda channels: int(channels),
     )
     config = {"model_type": "efficientnet_lite", "num_labels": 5, "stem_size": 8, "stages": stages, "top_size": 24}
-    image = images(2, 30)  # 30, 15, 8, 4: odd and even extents under strides
+    image = images(2, 30)  # sizes 30, 15, 8 and 4, so that strides meet odd and even sizes
     published = Published(model, partial(efficientnet_name, stages))
     return published, config, {"image": image}, lambda: efficientnet_said(model, image)
 
 
 # Transformers
 
-DISK = {  # a vision transformer's names in memory, and on disk since 2021
+DISK = {  # names of a vision transformer in memory, and on disk since 2021
     r"\.layers\.": ".encoder.layer.",
     r"attention\.q_proj": "attention.attention.query",
     r"attention\.k_proj": "attention.attention.key",
@@ -104,7 +104,7 @@ def on_disk(name: str) -> str:
 
 
 def made(model: torch.nn.Module, image: np.ndarray, said: Callable[[Any], Mapping[str, torch.Tensor]], **options: bool):
-    """A classifier of transformers with its config as it is on disk; `said` picks the embedding and the states."""
+    """Return the arguments of `record.keep` for a classifier; `said` picks its embedding and hidden states."""
 
     def run() -> dict[str, torch.Tensor]:
         out = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), output_hidden_states=True, **options)

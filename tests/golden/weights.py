@@ -1,6 +1,6 @@
-"""Seeded weights and inputs, the same for the published code that made the reference values and for ours.
+"""Seeded weights and inputs, the same for published code, which made the reference values, and for ours.
 
-Needs numpy only: it runs in the environment of the other framework too.
+It imports numpy only, so that it also runs in an environment with torch and without JAX.
 """
 
 import zlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A plausible weight for a name of a checkpoint, float32: by its name alone, so that order does not matter."""
+    """Draw a plausible float32 weight, seeded by its name alone, so that the order of weights does not matter."""
     draw = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
     noise = draw.standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
@@ -25,15 +25,15 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """All weights of a checkpoint."""
+    """Draw all weights of a checkpoint."""
     return {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def tokens(rows: int, length: int, vocabulary: int, seed: int = 0) -> np.ndarray:
-    """Token numbers, `[rows, length]` int32."""
+    """Draw token ids, `[rows, length]` int32."""
     return np.random.Generator(np.random.Philox(seed)).integers(0, vocabulary, (rows, length)).astype(np.int32)
 
 
 def images(rows: int, size: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Images that are normalised already, `[rows, size, size, channels]` float32."""
+    """Draw normalised images, `[rows, size, size, channels]` float32."""
     return np.random.Generator(np.random.Philox(seed)).standard_normal((rows, size, size, channels), np.float32)

@@ -1,4 +1,4 @@
-"""The smoothness of class vectors over a graph: by hand, by loops, and what is refused."""
+"""Tests of the loss `class_graph`: values by hand and by loops, gradients, and refused arguments."""
 
 from dataclasses import replace
 
@@ -15,14 +15,14 @@ EDGES = ((0, 1, 2.0), (1, 2, 1.0), (0, 4, 0.5), (3, 3, 9.0))
 
 
 def with_vectors(vectors):
-    """Signals of a student whose class vectors are the rows of a matrix."""
+    """Build signals of a student whose class vectors are the rows of `vectors`."""
     seen = signals()
     params = seen.params["student"] | {"cosine/kernel": single(np.asarray(vectors).T)}
     return replace(seen, params=seen.params | {"student": params})
 
 
 def by_loops(vectors, edges):
-    """The formula, class by class, in float64."""
+    """Compute the loss in numpy float64, class by class."""
     units = [v / np.linalg.norm(v) for v in float64(vectors)]
     terms = []
     for c in range(len(units)):
@@ -34,10 +34,10 @@ def by_loops(vectors, edges):
 
 
 def test_by_hand():
-    """Two neighbours at a right angle: each is sqrt 2 from the other; a third class has no edge."""
+    """Check two neighbours at a right angle, and a class between two others; classes without edges do not count."""
     seen = with_vectors([[3.0, 0], [0, 0.5], [1, 1], [1, 0], [2, 2]])
     assert_close(values("class_graph(edges=((0, 1),))", seen), 2.0)
-    # class 2 lies between 0 and 1, whose mean is (1/2, 1/2): (1 / sqrt 2 - 1/2)^2 twice; 0 and 1 see 2 alone
+    # the neighbours of class 2 have the mean (1/2, 1/2): (1 / sqrt 2 - 1/2)^2 twice; the only neighbour of 0 and 1 is 2
     middle = 2 * (np.sqrt(0.5) - 0.5) ** 2
     ends = (1 - np.sqrt(0.5)) ** 2 + 0.5
     assert_close(values("class_graph(edges=((0, 2), (1, 2)))", seen), (middle + 2 * ends) / 3)
@@ -56,7 +56,7 @@ def test_it_is_blind_to_norms_and_sees_permuted_classes():
 
 
 def test_a_class_without_examples_moves_to_its_neighbours():
-    """Its gradient is that of the graph alone, and leads towards the mean of its neighbours."""
+    """Check that gradient descent on this loss alone turns a class vector to the mean of its neighbours."""
     vectors = np.array([[1.0, 0.2], [1.0, -0.2], [0.1, 1.0], [0, 1], [0, 1]])
     place = lambda x: values("class_graph(edges=((0, 2), (1, 2)))", with_vectors(x))
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Contrastive distillation: the published code over two steps, and a float64 restatement."""
+"""Tests of the loss `crd`: published code over two steps, a step restated in float64, drawn negatives, and training."""
 
 import inspect
 import itertools
@@ -32,7 +32,7 @@ draw_negatives = jax.jit(crd.draw_negatives, static_argnums=(2, 3))
 
 
 def of_rows(student, teacher, index, mask=None) -> Signals:
-    """Signals whose embeddings and records are these."""
+    """Build signals with these embeddings of student and teacher and these record numbers."""
     seen, rows = signals(batch=(len(index),)), [jnp.asarray(x) for x in (student, teacher)]
     mask = jnp.ones(len(index)) if mask is None else jnp.asarray(mask)
     batch = {"index": jnp.asarray(index, jnp.int32)}
@@ -52,7 +52,7 @@ def published_params(precision: str, prefix: str = "params") -> dict:
 
 
 def two_steps(module, precision: str, monkeypatch):
-    """Value, gradients and state of our two steps over the published code's draws, in numpy."""
+    """Yield number, value, gradients and state of two steps of `module.crd`, with the published code's negatives."""
     term = module.crd(13, negatives=8, width=4)
     params = published_params(precision)
     banks = {"student/bank": GOLDEN["crd/0/bank1"], "teacher/bank": GOLDEN["crd/0/bank2"]}
@@ -125,14 +125,15 @@ def test_a_broken_twin_is_caught_within_two_steps(twin, monkeypatch):
             apart(state["teacher/bank"], said("bank2")),
         )
     assert max(furthest.values()) > 1e-2
-    assert (furthest[1] < 1e-4) == (twin == "Z of every batch")  # which one step cannot show
+    # this mistake alone shows only in step 2, since step 1 computes Z from its batch in any case
+    assert (furthest[1] < 1e-4) == (twin == "Z of every batch")
 
 
 # A step restated
 
 
 def restated(params, state, student, teacher, index, negatives, counts):
-    """One step by loops in float64 over the rows that count: the loss, Z, and the banks afterwards."""
+    """Return the loss of a step, and log Z and the banks after it, by loops in float64 over the unmasked rows."""
     f64 = lambda tree: {name: np.asarray(x, np.float64) for name, x in tree.items()}
     params, state, sides = f64(params), f64(state), ("student", "teacher")
     rows = {}
@@ -151,7 +152,7 @@ def restated(params, state, student, teacher, index, negatives, counts):
         new[f"{side}/log_z"] = np.log(z)
     for side in sides:
         bank = state[f"{side}/bank"].copy()
-        for b in valid:  # each moves what was there before the batch: of two rows of a record, the last stays
+        for b in valid:  # each row updates the bank as it was before the batch; a record's last row is kept
             moved = 0.5 * state[f"{side}/bank"][index[b]] + 0.5 * rows[side][b]
             bank[index[b]] = moved / np.linalg.norm(moved)
         new[f"{side}/bank"] = bank
@@ -159,7 +160,7 @@ def restated(params, state, student, teacher, index, negatives, counts):
 
 
 def test_padding_and_repeated_records():
-    """Two rows of record 3, and padded rows that name records 3 and 5 and hold NaN."""
+    """Check two steps with two rows of record 3, and with padded rows that hold NaN and name records 3 and 5."""
     draw = np.random.default_rng(0)
     student, teacher = draw.normal(size=(6, 5)), draw.normal(size=(6, 7))
     index, counts = np.array([3, 5, 3, 1, 3, 5]), np.array([1, 0, 1, 1, 0, 1])
@@ -227,11 +228,11 @@ def test_records_without_numbers_are_refused():
 
 
 def retrieved(own_number: bool) -> float:
-    """How often a student that had nothing but crd to learn from is nearest to its own record of the teacher."""
+    """Train a student by `crd` alone; return how often its embedding is nearest to the teacher's of the same record."""
     draw = np.random.default_rng(0)
     records, steps, size = 48, 500, 16
     seen = draw.normal(size=(records, 12)).astype(np.float32)
-    teacher = np.tanh(seen[:, :3] @ draw.normal(size=(3, 6)).astype(np.float32))  # knows 3 of 12 features
+    teacher = np.tanh(seen[:, :3] @ draw.normal(size=(3, 6)).astype(np.float32))  # a function of 3 of the 12 features
     term = build_loss(f"crd(records={records}, negatives=24, width=8)")
     rows = np.int32([draw.permutation(records)[:size] for _ in range(steps)])
     named = rows if own_number else np.int32(draw.integers(0, records, rows.shape))
@@ -264,6 +265,6 @@ def retrieved(own_number: bool) -> float:
 
 
 def test_a_student_learns_to_know_its_record_if_it_is_told_which():
-    """With numbers at random, the likeliest mistake of a data pipeline, nothing is learned."""
+    """Check that a student learns nothing from random record numbers, the likeliest mistake of a data pipeline."""
     assert retrieved(own_number=True) > 0.6
     assert retrieved(own_number=False) < 0.2

@@ -1,4 +1,4 @@
-"""Banks of contrastive distillation: the same on every layout, and kept to the bit over a resume."""
+"""Tests of the banks of the loss `crd`: the same on every device layout, and unchanged to the bit by a resumed run."""
 
 import itertools
 
@@ -31,7 +31,7 @@ RECORDS = 64
 
 
 def batches() -> list[dict[str, np.ndarray]]:
-    """Three batches of 32 rows, 19 of which count; records return, within a batch too."""
+    """Build three batches of 32 rows, of which the first 19 are unmasked; records repeat, within a batch too."""
     draw = np.random.default_rng(0)
     mask = (np.arange(32) < 19).astype(np.float32)
     image = lambda: draw.integers(0, 255, (32, 8, 8, 1), dtype=np.uint8)
@@ -41,7 +41,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 
 def three_steps(layout: str):
-    """The exported train state and the metrics after three steps, and the engine."""
+    """Return the train state after three steps; in numpy, its params, its state and each step's metrics; the engine."""
     student, teacher = (registry.models.build(f"mlp(widths={w}, classes=10)", "") for w in ((16, 24, 16), (24, 16, 32)))
     terms = {"crd": WeightedTerm(build_loss(f"crd(records={RECORDS}, negatives=24, width=8)"))}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 0.01)
@@ -78,7 +78,7 @@ def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, refere
     named = {index for rows in batches() for index in rows["index"][:19].tolist()}
     moved = np.abs(np.linalg.norm(reference[1]["terms"]["crd"]["student/bank"], axis=1) - 1) < 1e-5
     assert set(np.flatnonzero(moved)) == named
-    if layout == "pmap":  # a copy on every device, the same
+    if layout == "pmap":  # every device has the same copy
         copies = np.asarray(ts.state["terms"]["crd"]["student/bank"])
         assert_same(copies, np.broadcast_to(copies[:1], copies.shape))
     else:
@@ -89,7 +89,7 @@ def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, refere
 
 @pytest.mark.slow
 def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
-    """The run is stopped after 13 of 40 steps, in the second pass over the data, and goes on."""
+    """Check a run that is stopped after 13 of 40 steps, in the second pass over the data, and resumed."""
     words = (
         "--config.objective.crd.term=crd(records=250, negatives=16, width=8)",
         "--config.control=False",

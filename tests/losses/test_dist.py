@@ -1,4 +1,4 @@
-"""The loss `dist`: correlations as numpy has them, over the classes and rows that count."""
+"""Tests of the loss `dist`: numpy's correlations, masked rows and classes, and batches in parts."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_dist_is_one_minus_numpys_correlations():
 
 
 def test_a_mean_of_dist_over_parts_of_the_batch_is_another_loss():
-    """Which is why its rows are gathered: the broken twin, of each half alone."""
+    """Check that the mean over two halves is not the loss of the whole, which is why `dist` gathers its rows."""
     student, teacher = drawn(12, 8, 5)
     loss = jax.jit(lambda s, t: correlation_distance(s, t, jnp.ones(len(s), bool), beta=0.0))
     whole = loss(student, teacher)

@@ -1,4 +1,4 @@
-"""Divergences between student and teacher, by hand and against each other, and at the ends of their ranges."""
+"""Tests of `reverse_kl`, `jsd`, `skew_kl` and `skew_reverse_kl`: by hand, against each other, and at limits."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def softmax(z: Any) -> np.ndarray:
 
 
 def values(spec: str, student: Any, teacher: Any) -> Any:
-    """A stateless term's values."""
+    """Return the values of a term without parameters or state."""
     seen = replace(signals(), student=Outputs(student), teacher=Outputs(teacher), batch={})
     return build_loss(spec).apply({}, {}, seen, key=KEY)[0]
 
@@ -61,7 +61,7 @@ def test_a_class_that_only_the_teacher_masks_is_left_out_of_the_reverse_kl():
 
 
 def test_leaving_out_the_addend_alone_would_reward_a_student_for_going_where_the_teacher_is_not():
-    """What published code does there falls below 0; ours does not move, and is least at the teacher."""
+    """Check that published code, which leaves out only the addend of a masked class, falls below 0; ours stays 0."""
     teacher = np.float32([0.0, 0.0, -np.inf])
     student = lambda away: np.float32([0.0, 0.0, away])
 
@@ -100,7 +100,7 @@ def test_the_published_form_jumps_at_its_ends_and_the_normalised_one_does_not():
 
 
 def value_and_slope(divergence: Any, student: np.ndarray, teacher: np.ndarray) -> Any:
-    """Of each row, and the gradients of their sum in the student and in the teacher."""
+    """Return the value of each row, and the gradients of their sum in the student's and the teacher's logits."""
 
     @jax.jit
     def both(*logits):
@@ -113,7 +113,7 @@ def value_and_slope(divergence: Any, student: np.ndarray, teacher: np.ndarray) -
 @pytest.mark.sampled("1e-06", "0.1")
 @pytest.mark.parametrize("beta", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
 def test_jsd_in_float32_is_that_in_float64(beta):
-    """Also where a class is a million times likelier for one of them, and at the very ends of the mixture."""
+    """Check logits for which a class is a million times likelier for one model, also with beta almost 0 or 1."""
     student, teacher = (8 * z for z in drawn(4, 32, 6))
     for loss in (jsd, normalized):
         single = loss(student, teacher, beta)
@@ -145,7 +145,7 @@ def test_skew_by_hand():
 
 
 def test_the_versions_of_a_skew_differ_where_their_papers_do():
-    """The forward ones in the teacher's gradient, the reverse ones in the student's."""
+    """Check that `skew_kl` versions differ only in the teacher's gradient, `skew_reverse_kl` only in the student's."""
     student, teacher = drawn(7, 4, 6)
     slope = lambda spec: jax.jit(jax.grad(lambda s, t: values(spec, s, t).sum(), (0, 1)))
     slopes = lambda spec: jax.device_get(slope(spec)(student, teacher))
@@ -155,7 +155,7 @@ def test_the_versions_of_a_skew_differ_where_their_papers_do():
     one, two = (slopes(f"skew_reverse_kl(version='{version}')") for version in ("v1", "v2"))
     assert np.abs(one[0] - two[0]).max() > 0.01
     assert_close(one[1], two[1])
-    q, p = softmax(student), softmax(teacher)  # of a mixture that stays where it is: q (r - mean r), r = log q / m
+    q, p = softmax(student), softmax(teacher)  # the gradient for a constant mixture m is q (r - mean r), r = log q / m
     ratio = np.log(q / (0.9 * p + 0.1 * q))
     assert_close(two[0], q * (ratio - (q * ratio).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-5)
 

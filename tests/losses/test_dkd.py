@@ -1,4 +1,4 @@
-"""The decoupled divergence: what it decouples, and the label's class hidden from the others."""
+"""Tests of the loss `dkd`: its identity with `kd`, two classes, large logits, and masked classes."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_dkd_of_two_classes_knows_nothing_of_others():
 
 
 def test_dkd_hides_the_label_however_large_its_logit():
-    """Published code adds -1000 to it: beyond that the others were drowned."""
+    """Check a label whose logit is larger by 3000; published code adds -1000 to it, too little to hide it."""
     student, teacher = drawn(10, 3, 4)
     large = lambda z: z + np.float32([3000, 0, 0, 0])
     hidden = jax.jit(other_divergence)(large(student), large(teacher), np.zeros(3, np.int32))

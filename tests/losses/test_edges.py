@@ -1,4 +1,4 @@
-"""Graphs of classes: made from hierarchies, written, read again, and refused with the config's path."""
+"""Tests of graphs of classes: made from hierarchies, written, read again, and refused with the config's path."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_the_nearest_common_ancestor_counts_where_ways_part():
     parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
     known = class_hierarchy.Hierarchy(parents, {})
     assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
-    assert weights(class_hierarchy.related_graph(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
+    assert weights(class_hierarchy.related_graph(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # e has no edge
 
 
 def test_an_ontology_of_phenotypes(tmp_path):
@@ -127,7 +127,7 @@ def test_an_ontology_of_phenotypes(tmp_path):
     known = class_hierarchy.load_hierarchy(str(tmp_path / "x.obo"))
     assert known.parents == {"X:1": [], "X:2": ["X:1"], "X:3": ["X:2"]}
     for name, concept in {"short stature": "X:2", "x:9": "X:2", "Small": "X:3", "X:1": "X:1", "Gone": None}.items():
-        assert class_hierarchy.concept_of(name, known) == concept  # a name is more than a synonym of another
+        assert class_hierarchy.concept_of(name, known) == concept  # names are preferred to synonyms
     assert known.senses["small"] == ["X:3", "X:2"]
 
 

@@ -1,4 +1,4 @@
-"""Hidden states of unlike teachers, fused: by hand, and what must not be heard."""
+"""Tests of the loss `fused_hidden`: values by hand, teachers of weight 0, one teacher, and padding."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TERM = "fused_hidden(layers='last')"
 
 
 def taught(seen: Signals, weights) -> Signals:
-    """By two teachers, one twice as wide, whose fusion has these weights."""
+    """Build signals of two teachers, one twice as wide, with the given fusion weights."""
     wide = seen.teachers[0]
     wide = replace(wide, hidden_states=tuple(np.concatenate([x, np.square(x)], axis=-1) for x in wide.hidden_states))
     fused = Outputs(seen.teachers[0].logits, weights=weights)
@@ -40,7 +40,7 @@ def test_by_hand_each_row_by_its_own_weights():
     kernels = [np.asarray(params[f"{number}/0/kernel"]) for number in range(2)]
     each = [((student @ kernel - state) ** 2).mean(-1) for kernel, state in zip(kernels, states, strict=True)]
     assert_close(values(params, seen), (weights * np.stack(each)).sum(0))
-    # the twin that weighs all teachers alike is another loss
+    # equal weights of all teachers would give another loss
     assert np.abs(np.asarray(values(params, seen)) - np.mean(each, axis=0)).max() > 0.03
 
 

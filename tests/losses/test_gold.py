@@ -1,4 +1,4 @@
-"""Teachers of other tokens: `uld` and `gold` beside published code, by hand, and where tokens are the same."""
+"""Tests of the losses `uld` and `gold`: values by hand, equal and unlike tokens, and refused teachers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def softmax(z: Any) -> np.ndarray:
 
 
 def values_of(term: Any, seen: Signals) -> Any:
-    """A term's values, with what counts of them if it knows better."""
+    """Return a term's values, or the pair of values and mask that a term over spans returns."""
     return jax.device_get(jax.jit(lambda seen: term.apply({}, {}, seen, key=KEY)[0])(seen))
 
 
@@ -50,7 +50,7 @@ def test_sorted_distance_by_hand():
     by_hand = abs(0.7 - 0.4) + abs(0.2 - 0.3) + abs(0.1 - 0.1) + 0.1 + 0.1
     assert_close(distance(q, p), [by_hand])
     assert_close(distance(p, q), [by_hand])
-    assert_close(distance(q[:, ::-1], q), [0.0])  # whatever the tokens are called
+    assert_close(distance(q[:, ::-1], q), [0.0])  # the order of the tokens does not matter
 
 
 def test_the_measure_of_a_span_is_the_chain_rule():
@@ -70,7 +70,7 @@ def test_partners_by_hand():
 
 
 def test_gold_by_hand():
-    """A span of one token each, and one of two tokens of the teacher's; of the student's 3 classes, 2 are shared."""
+    """Check four spans of one or two tokens, if the teacher shares 2 of the student's 3 classes."""
     seen = of_spans(rows=1, classes=3, others=4)
     q, p = softmax(seen.student.logits)[0], softmax(seen.teacher.logits)[0]
     batch, spans = (np.asarray(x)[0] for x in (seen.batch["label"], seen.teacher.spans.label))
@@ -127,7 +127,7 @@ def test_gold_is_the_divergence_where_tokens_are_the_same(beta):
 
 
 def test_a_part_of_the_vocabulary_is_matched_exactly_and_not_overshot():
-    """The broken twin is the published form at b = 0: the student that gives shared tokens all it has is the best."""
+    """Check that the loss is least at the teacher; the published form at beta = 0 falls below 0 elsewhere."""
     p = np.array([0.3, 0.2, 0.5])  # the first two are shared
     published = lambda q: (p[:2] * np.log(p[:2] / q)).sum()
     divergence = jax.jit(shared_divergence, static_argnums=2)
@@ -141,8 +141,8 @@ def test_a_part_of_the_vocabulary_is_matched_exactly_and_not_overshot():
 
 
 def test_a_span_that_the_teacher_spells_in_two_does_not_teach_its_last_piece():
-    """The student writes "ab" where the teacher writes "a", "b". Compared as tokens, "b" would be pushed up."""
-    words = {"ab": 0, "a": 1, "b": 2, "c": 3}  # of both; the teacher's "ab" is never used
+    """Check that "ab", which the teacher spells "a", "b", is made likelier; comparing tokens would do so with "b"."""
+    words = {"ab": 0, "a": 1, "b": 2, "c": 3}  # in both models; the teacher never uses "ab"
     number = lambda *x: jnp.asarray(np.int32([x]))
     teacher = single(np.log([[[0.02, 0.94, 0.02, 0.02], [0.02, 0.02, 0.94, 0.02]]]))
     spans = TokenSpans(number(1, 1), number(words["a"], words["b"]))
@@ -153,7 +153,7 @@ def test_a_span_that_the_teacher_spells_in_two_does_not_teach_its_last_piece():
     def slope(alike: bool):
         def loss(student):
             seen = seen_by(student, Outputs(teacher, spans=spans), batch, jnp.ones((1, 1)))
-            if alike:  # the twin: as if the measures were of the same event
+            if alike:  # the mistake: compares the probabilities token by token
                 at = align(seen, 0)
                 return shared_divergence(at.student, at.teacher, 0.0).sum()
             return mean(term_of("gold", vocabulary=same), seen).compute()

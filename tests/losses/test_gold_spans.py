@@ -1,4 +1,4 @@
-"""Laws of `uld` and `gold` over spans of tokens that differ: finite, blind to what does not count, on 8 devices."""
+"""Tests of `uld` and `gold` for a teacher of other tokens: finite gradients, masked tokens, 8 devices, and chunks."""
 
 import functools
 from dataclasses import replace
@@ -35,7 +35,7 @@ def made(name: str) -> Any:
 
 @functools.cache
 def both(name: str) -> Any:
-    """Mean and gradient in the logits of student and teacher, compiled."""
+    """Return a compiled function of the mean loss and its gradients in the logits of student and teacher."""
 
     def found(seen):
         def loss(student, teacher):
@@ -75,7 +75,7 @@ def on_logits(seen: Signals, function: Any) -> Signals:
 @pytest.mark.sampled("gold")
 @TERMS
 def test_what_stands_where_nothing_counts_changes_no_bit(name):
-    """In rows that fill up a batch, and at tokens of either model that belong to no span."""
+    """Check rows that fill up a batch, and tokens of either model that belong to no span."""
     seen, term = jax.device_get(of_spans()), made(name)
     seen = replace(seen, mask=np.float32([[1], [1], [0], [1]]) * seen.mask)
     at = lambda x, rows: x[..., None] & rows[:, None, None]
@@ -148,13 +148,13 @@ def test_the_gradient_is_that_of_the_value(name):
 
 
 def test_a_factored_head_beside_a_teacher_of_other_tokens():
-    """The student's cross-entropy is computed in pieces, `gold` on the whole: the numbers are those of one piece."""
+    """Check that 4 chunks give the loss and gradient of 1 chunk, though only cross-entropy is computed in chunks."""
     seen = of_spans(rows=2)
     pad = lambda x: jnp.asarray(np.pad(x, ((0, 0), (0, 1))))
     rng = np.random.default_rng(5)
     draw = lambda *shape: single(rng.normal(size=shape))
     batch = {name: pad(x) for name, x in seen.batch.items()}
-    spans = jax.tree.map(pad, seen.teacher.spans)  # 9 tokens, which 4 does not divide
+    spans = jax.tree.map(pad, seen.teacher.spans)  # 9 tokens do not divide into 4 chunks
     teacher = Outputs(Factored(draw(2, 9, 3), draw(3, 9)), spans=spans)
     seen = replace(seen, teachers=(teacher,), teacher=None, batch=batch, mask=jnp.ones((2, 8)))
     terms = {"gold": WeightedTerm(made("gold")), "ce": WeightedTerm(build_loss("cross_entropy"), 0.5)}

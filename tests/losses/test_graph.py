@@ -1,4 +1,4 @@
-"""The two losses that read a graph: relations along its edges, and labels smoothed over related classes."""
+"""Tests of the losses that read a graph: `graph` compares rows along edges, `related_labels` smooths over classes."""
 
 import itertools
 from dataclasses import replace
@@ -24,7 +24,7 @@ KEY = jax.random.key(0)
 
 
 def table(edges, nodes: int) -> np.ndarray:
-    """The weights of a graph as a table."""
+    """Return the weights of a graph as a symmetric matrix."""
     found = np.zeros((nodes, nodes))
     for one, other, *weight in edges:
         found[one, other] = found[other, one] = weight[0] if weight else 1
@@ -156,7 +156,7 @@ def test_it_is_cross_entropy_with_the_smoothed_distribution():
     expected = values("cross_entropy(target='smooth')", replace(seen, batch=seen.batch | {"smooth": target}))
     assert_close(values(f"related_labels(edges={edges}, share=0.3)", seen), expected)
     related, shares = label_shares(parse_edges(edges), 0.3, 5)
-    assert related.shape == (5, 4)  # itself, and the three of class 1
+    assert related.shape == (5, 4)  # class 1 has the most related classes: itself and three
     assert_close(np.sum(shares, 1), np.ones(5))
 
 
@@ -174,7 +174,7 @@ def test_a_class_that_is_not_related_adds_nothing_whatever_its_logit():
 
 
 def test_a_label_without_a_share_of_its_own_adds_nothing_either():
-    """With share=1 all of the probability goes to the related class; the label's own logit may be -inf."""
+    """Check share=1, where the related class gets all of the probability and the label's own logit may be -inf."""
     logits = np.float32([[-np.inf, 1.0, 2.0]])
     seen = replace(signals(batch=(1,), classes=3), batch={"label": np.int32([0])})
     seen = replace(seen, student=replace(seen.student, logits=logits))
@@ -189,7 +189,7 @@ def test_labels_that_do_not_fit_are_told_with_the_cure():
         with pytest.raises(ValueError, match="the graph names class 5, but the student has 5"):
             values(spec, seen)
     assert np.isfinite(values("graph(edges=((0, 4),))", seen))
-    embeds = replace(seen.student, logits=seen.student.embedding)  # of 4 numbers, and no classes
+    embeds = replace(seen.student, logits=seen.student.embedding)  # these logits are an embedding, not classes
     for student in (embeds, towers.student):
         assert np.isfinite(values("graph(edges=((0, 9),))", replace(seen, student=student)))
     index = replace(seen, batch={"index": seen.batch["label"]})

@@ -1,4 +1,4 @@
-"""Hard examples: what a row weighs, which rows a share holds, and that whoever is wrong is told before a run."""
+"""Tests of the loss `hard`: hardness, weights and selected rows by hand, curricula, and refused arguments."""
 
 import functools
 from dataclasses import replace
@@ -44,7 +44,7 @@ weighed = jax.jit(hardness_weights, static_argnums=(3, 4))
         (0.5, 0.0, False, [0, 2, 0, 2, 0]),
         (0.5, 1.0, False, [0, 16 / 7, 0, 12 / 7, 0]),
         (0.5, 0.0, True, [2, 0, 2, 0, 0]),
-        (0.01, 0.0, False, [0, 4, 0, 0, 0]),  # one at least
+        (0.01, 0.0, False, [0, 4, 0, 0, 0]),  # at least one row is selected
     ],
 )
 def test_weights_by_hand(share, power, easiest, expected):

@@ -1,4 +1,4 @@
-"""Key heads: whose importance is a gradient by hand, who learns from whom, and the command that finds them."""
+"""Tests of the loss `heads`, of the importance of attention heads, and of the command `jaxdistill heads`."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def values(spec: str, seen: Signals) -> Array:
         (((12, 3), (9, 0), (12, 7), (3, 5)), (4, 12, 12), [(4, 0), (3, 0), (4, 1), (1, 0)]),
         (((12, 3), (11, 0), (12, 7), (3, 5)), (4, 12, 2), [(4, 0), (4, 1), None, (1, 0)]),  # no third head is free
         (((1, 0), (2, 0), (1, 1)), (1, 2, 2), [(1, 0), (1, 1), None]),
-        (((1, 1), (2, 1)), (4, 2, 2), [(2, 0), (4, 0)]),  # a student that is deeper
+        (((1, 1), (2, 1)), (4, 2, 2), [(2, 0), (4, 0)]),  # the student is deeper
     ],
 )
 def test_a_key_head_goes_to_the_next_free_head_at_its_relative_depth(teacher_heads, shape, students):
@@ -57,12 +57,12 @@ def softmax_of(heads: AttentionHeads, head: int) -> np.ndarray:
 
 def test_heads_is_the_mean_over_its_pairs():
     seen = replace(signals(), batch={})
-    ours, theirs = seen.student.attentions, seen.teachers[0].attentions  # 2 layers and 4, of 2 heads
+    ours, theirs = seen.student.attentions, seen.teachers[0].attentions  # 2 and 4 layers, of 2 heads each
     pairs = [((2, 0), (4, 1)), ((1, 0), (2, 0)), ((2, 1), (4, 0))]
     kl = lambda p, q: (p * np.log(p / q)).sum(-1).mean(-1)
     by_hand = [kl(softmax_of(theirs[j - 1], b), softmax_of(ours[i - 1], a)) for (i, a), (j, b) in pairs]
     assert_close(values("heads(((4, 1), (2, 0), (4, 0)))", seen), np.mean(by_hand, axis=0))
-    # the fourth finds no free head, for layer 3 is taught to layer 2 too
+    # the fourth is skipped: teacher layer 3 belongs to student layer 2 too, whose two heads are taken
     assert_close(values("heads(((4, 1), (2, 0), (4, 0), (3, 1)))", seen), np.mean(by_hand, axis=0))
     explicit = values("heads(((3, 1), (2, 0)), student_heads=((1, 1), (1, 1)))", seen)
     said = [softmax_of(theirs[2], 1), softmax_of(theirs[1], 0)]
@@ -78,7 +78,7 @@ def test_scores_are_matched_by_their_mean_squared_difference():
 
 @pytest.mark.parametrize("match", ["probabilities", "scores"])
 def test_the_wrong_heads_are_told_from_the_right_ones(match):
-    """A student of half the heads that has learned the teacher's key heads in their order, and no others."""
+    """Check a student whose heads are copies of 2 of the teacher's 4: only these in this order give a loss of 0."""
     draw = np.random.default_rng(0)
     teacher = AttentionHeads(*jnp.asarray(draw.normal(size=(3, 6, 5, 4, 8)), jnp.float32))
     key_heads = jnp.asarray([2, 0])
@@ -130,7 +130,7 @@ FAMILIES = [
 
 def world(spec: str, kind: str, rows: int = 11):
     model, batch = registry.models.build(spec, ""), dict(BATCHES[kind](rows=rows))
-    if batch["mask"].ndim > 1:  # of the fourth text, one token alone counts
+    if batch["mask"].ndim > 1:  # only one token of the fourth text counts
         batch["mask"] = jnp.asarray(batch["mask"]).at[3].set(0).at[3, 0].set(1)
     params, state = jax.jit(model.init)(KEY, batch)
     louder = {name: 5 * x if name.endswith("kernel") else x for name, x in params.items()}
@@ -140,7 +140,7 @@ def world(spec: str, kind: str, rows: int = 11):
 @pytest.mark.sampled("tokens")
 @pytest.mark.parametrize(("spec", "kind"), [slow(*FAMILIES[0]), *FAMILIES[1:]], ids=[kind for _, kind in FAMILIES])
 def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spec, kind):
-    """Of every row's own loss; and rows that do not count have none."""
+    """Check the gradient of each row's own loss, which is 0 for masked rows."""
     model, variables, batch = world(spec, kind)
     found = np.asarray(jax.jit(lambda v: mask_gradients(model, v, batch))(variables))
     heads = found.shape[2]
@@ -211,7 +211,7 @@ def test_without_a_row_that_counts_there_is_no_importance():
 
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory):
-    """A config whose teacher, a small vision transformer, was trained by a run of its own; and its file."""
+    """Train a small vision transformer, and yield a config with this teacher and the file of the config."""
     with runs.registries_as_found():
         folder, spec = tmp_path_factory.mktemp("heads"), "vit(patch=4, width=8, depth=2, heads=2, classes=4)"
         alone = differ(runs.load(), steps=3, teachers={}, student={"model": spec}, objective={"cross_entropy": {}})

@@ -1,4 +1,4 @@
-"""The loss `hidden`: distances over pairs of layers, projectors, padding, and layer maps by hand."""
+"""Tests of the loss `hidden`: distances over pairs of layers, projectors, padding, and layer maps by hand."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ def test_hidden_compares_unlike_extents_by_their_means():
 
 
 def test_a_projector_learns_to_undo_what_keeps_student_and_teacher_apart():
-    """Hidden states that are a linear image of the student's are matched to 0 by the right kernels."""
+    """Check that the right kernels give a loss of 0 if the teacher's states are linear maps of the student's."""
     seen = signals(batch=(20,), width=3)
     kernel, states = (
         np.float32(np.random.default_rng(0).normal(size=(3, 7))),
@@ -104,7 +104,7 @@ def test_the_cosine_of_a_zero_vector_is_0_with_no_gradient():
 
 
 def padded(seen: Signals, padding: int) -> Signals:
-    """The same texts with more positions behind them, in which anything may stand."""
+    """Return the same texts with masked positions behind them, whose hidden states are 7."""
 
     def longer(outputs: Outputs) -> Outputs:
         fill = lambda x: np.pad(x, ((0, 0), (0, padding), (0, 0)), constant_values=7)

@@ -1,4 +1,4 @@
-"""Classes that the teacher lacks: the loss of the others alone, and no gradient in what is not known."""
+"""Tests of the loss `known_classes`: classes that the teacher lacks have no part in the loss, and no gradient."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ def test_a_cache_of_the_largest_logits_is_refused():
     seen = signals()
     sparse = SparseLogits(jnp.zeros((6, 2), jnp.int32), single(np.zeros((6, 2))), single(np.zeros(6)), 5)
     seen = replace(seen, teachers=(replace(seen.teachers[0], sparse=sparse),))
-    fused = replace(seen.teachers[0], sparse=None)  # as a mixture of two such caches
+    fused = replace(seen.teachers[0], sparse=None)  # a mixture of two such caches has no `sparse`
     for teacher in (seen.teachers[0], fused):
         term = build_loss("known_classes(loss=kd())")
         with pytest.raises(ValueError, match="does not say which classes its teacher lacks; keep all logits"):

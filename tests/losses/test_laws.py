@@ -1,4 +1,4 @@
-"""Laws: no part escapes them; and what must hold for every loss that is registered, now and later."""
+"""Tests of laws that hold for every registered loss, and that no registered part lacks an example to test it with."""
 
 import functools
 from collections.abc import Callable
@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 def test_no_part_escapes_the_laws(kind):
     parts = getattr(registry, kind).factories
     ours = {name for name, factory in parts.items() if factory.__module__.startswith("jaxdistill.")}
-    ours -= {"pretrained"}  # whatever it loads is of a family that has its own line
+    ours -= {"pretrained"}  # it loads models of families that have their own lines
     assert ours == set(TABLES[kind]), f"tests/examples.py: each of the {kind} needs a line"
     for name in ours:
         assert TABLES[kind][name] and all(parse(e.spec, "").name == name for e in TABLES[kind][name])
@@ -43,9 +43,9 @@ def test_no_part_escapes_the_laws(kind):
 
 
 class Law(NamedTuple):
-    """A loss: its values and mean as they are; compiled, its values, its mean, and all at once.
+    """Functions of one loss: its values and mean, not compiled (`eager`, `plain`) and compiled (`values`, `mean`).
 
-    `everything` gives values, mean, and the mean's gradient in all that may learn: one program for most laws.
+    `everything` returns values, mean, and the mean's gradient in all that may learn: one program for most laws.
     """
 
     eager: Callable[[Signals], Any]
@@ -89,7 +89,7 @@ def noise(seed: int, tree: Any) -> Any:
 
 
 def on_outputs(function, seen: Signals) -> Signals:
-    """The same with every array of the student's and the teachers' outputs changed."""
+    """Apply a function to every array of floats in the student's and the teachers' outputs."""
     return replace(seen, student=float_leaves(function, seen.student), teachers=float_leaves(function, seen.teachers))
 
 
@@ -116,7 +116,7 @@ HARD_CASES = {
 
 
 def equally_deep(example: examples.Example, **fields) -> Signals:
-    """A student and a teacher of 2 layers each, so that one can become the other; on the host: compiling costs most."""
+    """Build signals, in numpy to compile less, of a student and a teacher of 2 layers, so that one can be the other."""
     return jax.device_get(batches.signals(depths=(2,), extent=example.extent or (), **fields))
 
 
@@ -171,7 +171,7 @@ def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, siz
 
 
 def padded(seen: Signals, valid: int, student: float, teachers: float) -> Signals:
-    """The same with rows from `valid` on masked; what the student and the teachers say there are these numbers."""
+    """Mask the rows from `valid` on, and fill the student's and the teachers' outputs there with these numbers."""
 
     def fill(tree, filler):
         counts = lambda x: np.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1)) < valid
@@ -198,7 +198,7 @@ def test_what_padded_rows_hold_changes_no_bit_of_a_loss(example):
 
 @every(LOSSES)
 def test_a_label_that_is_no_class_is_not_taken_for_the_last(example):
-    """-1, as hidden labels are written: NaN where it counts; and where it does not, it changes no bit."""
+    """Check the label -1, used for hidden labels: a loss that reads it is NaN, and in masked rows it changes no bit."""
     seen = equally_deep(example)
     labelled = lambda seen, row, label: replace(
         seen, batch=seen.batch | {"label": np.where(np.arange(6) == row, np.int32(label), seen.batch["label"])}
@@ -228,7 +228,7 @@ def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
 @every(LOSSES)
 @pytest.mark.parametrize("role", ["student", "teachers", "params"])
 def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example, role):
-    """Finite differences: a `stop_gradient` inside a term would make meta-learning silently zero."""
+    """Check by finite differences; a `stop_gradient` in a term would silently stop all meta-learning of its teacher."""
     seen = equally_deep(example)
     learned = getattr(seen, role)
     direction = noise(1, learned)
@@ -236,7 +236,7 @@ def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_lear
     ahead, behind = (law(example.spec).everything(moved(size))[1].compute() for size in (0.01, -0.01))
     gradient = law(example.spec).everything(seen)[2]
     along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient[role], direction)))
-    if role in example.detaches:  # the claim is not made idly
+    if role in example.detaches:  # an example that claims to detach must do so
         assert along and np.abs(along - (ahead - behind) / 0.02) > 0.01
     else:
         assert_close(along, (ahead - behind) / 0.02, rtol=5e-3, atol=2e-3)
@@ -246,7 +246,7 @@ def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_lear
 
 @every(LOSSES)
 def test_a_nan_that_counts_is_not_hidden(example):
-    """A run stops at a loss that is not finite; one that swallows it trains on."""
+    """Check that NaN in any model gives the loss NaN, since a run stops only at a loss that is not finite."""
     seen, needs = equally_deep(example), build_loss(example.spec).needs
     spoil = lambda tree: jax.tree.map(lambda x: x * np.float32(np.nan), tree)
     broken = replace(seen, student=spoil(seen.student), params=seen.params | {"student": spoil(seen.params["student"])})
@@ -257,7 +257,7 @@ def test_a_nan_that_counts_is_not_hidden(example):
         assert np.isnan(law(example.spec).everything(broken)[1].compute())
 
 
-@pytest.mark.slow  # every operation is compiled for itself
+@pytest.mark.slow  # without jit, every operation is compiled by itself
 @every(LOSSES)
 def test_a_loss_is_the_same_under_jit(example):
     seen = jax.device_put(equally_deep(example))
@@ -275,7 +275,7 @@ def test_a_loss_of_bfloat16_outputs_is_computed_in_float32(example):
 
 
 def on_8_devices(example: examples.Example) -> list[str]:
-    """Under pmap a local term sees nothing but its own rows anyway."""
+    """Return the layouts to test; pmap cannot break a local term, which reads each row by itself."""
     return ["mesh"] if build_loss(example.spec).local else ["mesh", "pmap"]
 
 
@@ -287,14 +287,14 @@ def on_8_devices(example: examples.Example) -> list[str]:
     [
         pytest.param(
             table[0], layout, id=f"{table[0].spec}-{layout}", marks=[pytest.mark.slow] if layout == "mesh" else []
-        )  # under jit there is no gathering to forget, unless a term maps its own shards
+        )  # under jit no gathering can be forgotten, unless a term maps its own shards
         for table in LOSSES.values()
         for layout in on_8_devices(table[0])
     ],
 )
 def test_a_loss_is_the_same_on_several_devices(example, layout):
-    """Value and gradient, where devices hold 2, 1 or 0 rows that count: whoever compares rows must gather them."""
-    rows, valid = (16, 11) if layout == "mesh" else (6, 3)  # 6 as in the other laws: their program, on 3 devices
+    """Check value and gradient on devices with 2, 1 or 0 unmasked rows: a term that compares rows must gather them."""
+    rows, valid = (16, 11) if layout == "mesh" else (6, 3)  # 6 rows reuse the program of the other laws
     seen = jax.device_put(padded(equally_deep(example, batch=(rows,)), valid, 0.0, 0.0))
     _, value, gradient = law(example.spec).everything(seen)
     rows = (seen.student, seen.teachers, seen.batch, seen.mask)

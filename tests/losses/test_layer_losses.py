@@ -1,4 +1,4 @@
-"""Losses between hidden states with positions: published code, broken twins, and numbers by hand."""
+"""Tests of losses between hidden states with positions: published code, deliberate mistakes, and values by hand."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "layer_losses.npz")
 
 
 def seeing(student: tuple[Array, ...], teacher: tuple[Array, ...], **batch: Array) -> Signals:
-    """What a term sees of these layers; before them stands an embedding that no map below names."""
+    """Build signals with these layers, preceded by an embedding that no layer map below names."""
     rows = student[0].shape[0]
     outputs = lambda states: Outputs(jnp.zeros((rows, 2)), (states[0], *states))
     empty = {"student": {}, "teachers": ({},)}
@@ -50,7 +50,7 @@ PUBLISHED = {  # name -> (spec, the factor that makes ours its reduction)
 
 
 def published(name: str, precision: str = "float64", gradient: bool = True) -> None:
-    """Holds a term against the published code, in value and, if asked, in the gradient of all that learns."""
+    """Compare a term with the published code, in value and, if asked, in the gradient of all that learns."""
     spec, factor = PUBLISHED[name]
     assigned = semckd.assignment
     kept = lambda prefix: {
@@ -58,7 +58,7 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
     }
     tree = lambda found: jax.tree.map(lambda x: jnp.asarray(x, precision), found)
     with jax.enable_x64(precision == "float64"), pytest.MonkeyPatch.context() as patch:
-        if name == "semckd":  # its embedding of rows is another; the assignment that it came to is taken as given
+        if name == "semckd":  # published code embeds rows in another way, so its assignment is taken as given
             given = jnp.asarray(GOLDEN["semckd/assignment"], precision)
             patch.setattr(semckd, "assignment", lambda query, key: 0 * assigned(query, key) + given)
         student, teacher, params = (tree(kept(which)) for which in ("student", "teacher", "params"))
@@ -116,7 +116,7 @@ def over_one_variance(predicted, teacher, variance):
     return negative_log_likelihood(predicted, teacher, jnp.full_like(variance, variance.mean()))
 
 
-TWINS = {  # what is wrong -> (module, function, its broken twin, what catches it)
+TWINS = {  # mistake -> (module, function, its broken version, the case that catches it)
     "the mean over channels before the square": (
         attention_transfer,
         "attention_map",
@@ -143,7 +143,7 @@ TWINS = {  # what is wrong -> (module, function, its broken twin, what catches i
 }
 
 
-LONG = ("semckd", "review_equal", "review_unlike")  # to compile
+LONG = ("semckd", "review_equal", "review_unlike")  # these take long to compile
 
 
 @pytest.mark.parametrize("wrong", [slow(name) if twin[-1] in LONG else name for name, twin in TWINS.items()])
@@ -187,7 +187,7 @@ def test_the_best_variance_is_the_mean_square_of_what_cannot_be_predicted():
 
 
 def test_contexts_by_hand():
-    """A difference that has no mean is seen at its own size alone, a constant one at all sizes."""
+    """Check that a difference whose mean is 0 counts at full size only, and a constant one at all sizes."""
     teacher = jnp.zeros((1, 8, 8, 2))
     board = jnp.asarray(np.indices((8, 8)).sum(0) % 2 * 2.0 - 1.0)[None, :, :, None] * jnp.ones(2)
     assert_close(hierarchical_context(3 * board, teacher), [9 / (1 + 1 / 2 + 1 / 4 + 1 / 8)])
@@ -228,7 +228,7 @@ def test_review_compares_the_mean_of_the_last_pair_too(monkeypatch):
 
 def test_pooling_and_nearest_neighbours_by_hand():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
-    assert_close(average_pool(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4
+    assert_close(average_pool(x, (2, 1)).ravel(), [1.0, 3.0])  # means of 0 to 2 and of 2 to 4
     assert_close(average_pool(x, (3, 1)).ravel(), [0.5, 2.0, 3.5])
     assert_close(resize_nearest(x, (2, 1)).ravel(), [0.0, 2.0])
     assert_close(resize_nearest(x[:, :2], (5, 1)).ravel(), [0.0, 0.0, 0.0, 1.0, 1.0])

@@ -1,4 +1,4 @@
-"""Arguments at their limits: what is refused, and what is not."""
+"""Tests of arguments at their limits: the last value that is accepted, and the first that is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Losses of logits: published code, masks, numbers by hand; of divergences more in `test_divergences.py`."""
+"""Tests of losses of logits: T^2, masks, factored heads, `ttm` and `standardized`; see also `test_divergences.py`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ PAIRS = (  # (student, teacher) -> value, each finite whatever the teacher masks
 )
 
 
-# Every one of them
+# All losses of logits
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_factor_of_t_squared_is_there_or_not(spec):
     without = values(spec.format("scale_t2=False"), seen)
     assert_close(values(spec.format("scale_t2=True"), seen), 9 * without)
     softened = replace(seen, **{k: scaled(getattr(seen, k), 1 / 3) for k in ("student", "teachers")})
-    if "standardized" not in spec:  # whose logits have no scale
+    if "standardized" not in spec:  # `standardized` removes the scale of the logits
         assert_close(without, values(spec.replace("3.0", "1.0").format("scale_t2=False"), softened))
 
 
@@ -92,9 +92,9 @@ def test_a_class_that_both_mask_counts_nothing(loss):
 @pytest.mark.sampled("[0-3]")
 @pytest.mark.parametrize("loss", PAIRS, ids=range(len(PAIRS)))
 def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(loss):
-    """Finite in value and gradient, whatever is left; and the limit, which the reverse KL does not have.
+    """Check that the value and gradient are finite, and that the value is the limit for a logit of -60.
 
-    Nor has the divergence over all classes but the label, where the label is all that is left.
+    Two are not this limit: the reverse KL, and the divergence over all classes but the label if only that is left.
     """
     student, teacher = drawn(1, 4, 5)
     at = lambda s, t, has, hidden: loss(s, jnp.where(has, t, hidden)).sum()
@@ -112,7 +112,7 @@ def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(l
 
 
 def of_tokens(vocabulary: int = 7) -> batches.Signals:
-    """A sequence whose heads, the student's and the teacher's, are not multiplied out; some of it is padding."""
+    """Build sequences, some tokens masked, with factored heads of student and teacher."""
     rng = np.random.default_rng(3)
     draw = lambda *shape: batches.single(rng.normal(size=shape))
     head = lambda width: Outputs(Factored(draw(4, 8, width), draw(width, vocabulary), draw(vocabulary)))
@@ -182,7 +182,7 @@ def test_z_scores_by_hand():
     assert_close(score(masked)[:, :3], score(z))
     assert (score(masked)[:, 3:] == -np.inf).all()
     assert all_finite(jax.jit(jax.grad(lambda x: jnp.where(jnp.isfinite(x), z_score(x), 0.0).sum()))(masked))
-    of_equal_logits = jax.jit(jax.jacobian(z_score))(jnp.full(3, 5.0))  # of the formula, whose deviation is 0 there
+    of_equal_logits = jax.jit(jax.jacobian(z_score))(jnp.full(3, 5.0))  # the deviation is 0, and the formula adds 1e-7
     np.testing.assert_allclose(of_equal_logits, (np.eye(3) - 1 / 3) / 1e-7, rtol=1e-5)
 
 

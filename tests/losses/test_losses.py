@@ -1,4 +1,4 @@
-"""Losses against plain float64 numpy; `test_published_values.py` has the published code."""
+"""Tests of `kd`, `logit_mse`, `cross_entropy` and `decay` against float64 numpy, and of the checks of shapes."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_kd_by_hand():
     student, teacher = jnp.zeros((1, 2)), single(np.log([[3.0, 1.0]]))
     by_hand = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
     assert_close(jax.jit(kl_divergence)(student, teacher), [by_hand])
-    # softened at T = 2 the teacher says sqrt 3 : 1
+    # at T = 2 the teacher's probabilities are as sqrt 3 to 1
     p = np.sqrt(3) / (np.sqrt(3) + 1)
     softened = p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))
     seen = replace(signals(batch=(1,), classes=2), student=Outputs(student), teachers=(Outputs(teacher),))
@@ -63,7 +63,7 @@ def test_kd_follows_its_temperatures_schedule():
 
 
 def test_the_gradient_of_kd_keeps_its_size_when_the_temperature_changes():
-    """T^2 makes up for 1/T^2: at high temperatures it tends to (s - t) / classes of centred logits."""
+    """Check that for high T the gradient of T^2 KL tends to (s - t) / classes, for centred logits s and t."""
     rng = np.random.default_rng(0)
     student, teacher = (np.float32(z - z.mean(-1, keepdims=True)) for z in rng.normal(size=(2, 6, 5)))
     scaled = lambda s, t: jnp.sum(200.0**2 * kl_divergence(s, t, 200.0))
@@ -82,7 +82,7 @@ def test_a_class_that_student_and_teacher_mask_counts_nothing(loss):
 
 
 def test_a_divergence_in_bfloat16_is_never_negative():
-    """In bfloat16 itself it came out at -0.014."""
+    """Check that the divergence is computed in float32; computed in bfloat16, it was -0.014."""
     close = jax.random.normal(KEY, (64, 100), jnp.bfloat16)
     divergence = jax.jit(lambda x: kl_divergence(x, x + jnp.bfloat16(0.01), 1.0))(close)
     assert divergence.dtype == jnp.float32 and np.min(divergence) > -1e-6
@@ -136,7 +136,7 @@ def test_smoothing_leaves_out_a_class_that_the_student_masks(target):
 
 
 def test_soft_labels_are_learned_from_as_from_a_teacher():
-    """Cross-entropy with a distribution is its divergence plus its entropy, which no student can change."""
+    """Check that cross-entropy with a distribution is KL plus its entropy, which no student can change."""
     seen = signals()
     target = float64(seen.batch["label_probs"])
     entropy = -(target * np.log(target)).sum(-1)
@@ -187,7 +187,7 @@ def test_cross_entropy_refuses_to_smooth_everything(smoothing):
 
 def test_decay_is_half_the_squared_norm_of_the_kernels():
     seen = signals()
-    names = ("a/kernel", "b/kernel", "head/kernel")  # and not a/bias
+    names = ("a/kernel", "b/kernel", "head/kernel")  # a/bias is not a kernel
     kernels = [float64(seen.params["student"][name]) for name in names]
     assert_close(values("decay", seen), 0.5 * sum((w**2).sum() for w in kernels))
 

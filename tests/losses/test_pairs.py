@@ -1,4 +1,4 @@
-"""Losses of image-text pairs: open_clip's numbers, formulas by loops, and what the teacher's scale is for."""
+"""Tests of losses of image-text pairs: open_clip's values, formulas by loops, scales, and rows without a pair."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def seen(student: Outputs, teachers: tuple[Outputs, ...], mask=None) -> Signals:
 
 
 def mean(spec: str, given: Signals):
-    """The mean of a term as an objective takes it, with its own parameters."""
+    """Return the mean of a term, computed by an objective with newly drawn parameters."""
     minimised = objective({"term": WeightedTerm(build_loss(spec))}, registry.fusions.build("single", ""))
     params, state = minimised.init(KEY, {"train": given})
     return minimised.total(minimised.apply(params, state, {"train": given}, key=KEY)[0], 0)
@@ -90,7 +90,7 @@ def test_the_scale_is_each_models_own():
     own = float(mean("affinity", seen(student, (teacher,))))
     assert own == pytest.approx(float(mean("affinity(scale=20.0)", seen(student, (teacher,)))))
     dropped = float(mean("affinity(scale=1.0)", seen(student, (teacher,))))
-    assert abs(own - dropped) > 0.1  # without its scale the teacher says almost nothing
+    assert abs(own - dropped) > 0.1  # without its scale the teacher's softmax is almost uniform
     other = replace(student, scale=student.scale * 2)
     assert abs(own - float(mean("affinity", seen(other, (teacher,))))) > 0.01
 

@@ -1,4 +1,4 @@
-"""Patient KD beside the published reduction in float64, and its layer map by hand."""
+"""Tests of the loss `pkd`: the published reduction in float64, layer maps by hand, and refused states."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from jaxdistill.losses.hidden.layers import layer_pairs
 
 
 def published(student: list[np.ndarray], teacher: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """The mean over rows, layers and width of squared differences of directions; its gradient in the student."""
+    """Return the mean squared difference of unit vectors over rows, layers and width; its gradient in the student."""
     ours, theirs = (np.stack(side, axis=1) for side in (student, teacher))
     size = np.linalg.norm(ours, axis=2, keepdims=True)
     unit, target = ours / size, theirs / np.linalg.norm(theirs, axis=2, keepdims=True)

@@ -1,4 +1,4 @@
-"""Positions in losses between hidden states: images, tokens, padding and none; what is refused, and training."""
+"""Tests of positions in losses between hidden states: images, tokens, padding, refused extents, and training."""
 
 import functools
 from dataclasses import replace
@@ -39,7 +39,7 @@ POSITIONS = ["attention_transfer", "fsp", "nst", "semckd", "vid"]
 @pytest.mark.sampled("attention_transfer", "nst", "vid", "fsp")
 @pytest.mark.parametrize("name", POSITIONS)
 def test_padding_of_a_text_counts_nothing(name):
-    """Five tokens, of which three more are padding that may hold anything, are as five tokens."""
+    """Check that three more positions of padding, and what padding holds, change no loss."""
     text = signals(batch=(4,), extent=(5,), depths=(2,))
     lengths = jnp.array([3, 2, 5, 4])
     at = lambda n: (jnp.arange(n) < lengths[:, None]).astype(jnp.int32)
@@ -57,7 +57,7 @@ def test_padding_of_a_text_counts_nothing(name):
         batch=text.batch | {"attention_mask": at(8)},
     )
     assert_close(values(name, padded), values(name, text), rtol=1e-5, atol=1e-6)
-    if name in ("attention_transfer", "fsp", "nst"):  # each row by itself
+    if name in ("attention_transfer", "fsp", "nst"):  # these losses compare each row by itself
         for row, length in enumerate(lengths.tolist()):
             cut = lambda out, row=row, n=length: replace(
                 out, hidden_states=tuple(x[row : row + 1, :n] for x in out.hidden_states)
@@ -71,11 +71,11 @@ def test_padding_of_a_text_counts_nothing(name):
 @pytest.mark.sampled("attention_transfer", "nst", "vid", "fsp")
 @pytest.mark.parametrize("name", POSITIONS)
 def test_tokens_are_positions(name):
-    """Where a formula knows no neighbours, tokens and an image of as many positions are the same."""
+    """Check that a text gives the loss of an image with as many positions, if the formula knows no neighbours."""
     image = signals(extent=(2, 3), depths=(2,))
     flat = lambda out: replace(out, hidden_states=tuple(x.reshape(6, 6, 4) for x in out.hidden_states))
     tokens = replace(image, student=flat(image.student), teachers=tuple(map(flat, image.teachers)))
-    if name != "semckd":  # whose window is 3x3 in an image
+    if name != "semckd":  # its regressors convolve an image by 3x3 windows
         assert_close(values(name, tokens), values(name, image))
     assert values(name, tokens).shape == (6,)
 
@@ -147,7 +147,7 @@ def student_and_teacher():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*POSITIONS, "review"])
 def test_a_term_alone_teaches_a_network(name):
-    """A student of 3 hidden states learns those of a teacher of 5, by this term and nothing else."""
+    """Check that training on this term alone lowers it, for a student of 3 hidden states and a teacher of 5."""
     rows, student, teacher, frozen = student_and_teacher()
     term = build_loss(f"{name}(layers=((1, 2), (2, 4)))")
     minimised = objective({name: WeightedTerm(term)}, registry.fusions.build("single", ""))

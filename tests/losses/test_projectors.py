@@ -1,4 +1,4 @@
-"""Projectors of hidden states: what each can undo, where each may look, and how layer pairs are weighted."""
+"""Tests of projectors of hidden states: maps that each kind can learn, extents, padding, and weights of layer pairs."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ KEY = jax.random.key(0)
 
 
 def taught_by(seen: Signals, image) -> Signals:
-    """A teacher whose every hidden state is an image of the student's last."""
+    """Set every hidden state of the teacher to the function `image` of the student's last."""
     states = single(image(np.asarray(seen.student.hidden_states[-1])))
     return replace(seen, teachers=(replace(seen.teachers[0], hidden_states=(states,) * 5),))
 
 
 def left_after(spec: str, seen: Signals, steps: int = 150) -> float:
-    """What a projector cannot undo: the loss after it was trained alone."""
+    """Train only the projector, and return the loss that is left."""
     term, update = build_loss(spec), optax.adam(0.03)
     loss = lambda params: jnp.mean(term.apply(params, {}, seen, key=KEY)[0])
 

@@ -1,9 +1,8 @@
-"""Losses beside published code, in value and gradient, through the registered term and the objective of a config.
+"""Tests of losses against published code, in value and gradient, through the objective of a config.
 
-`golden/losses.npz`, `logits.npz` and `relations.npz` hold what the published code said, in float64 and with the
-reduction of its source. Each line below is the spec with which a config gets the same number: its weights, the order of
-its arguments, its temperature with or without T^2, and its reduction are those of the spec. To 1e-12 in float64, to
-1e-5 in float32.
+`golden/losses.npz`, `logits.npz` and `relations.npz` hold the values of the published code, in float64 and with the
+reduction of its source. Each case below is the spec with which a config gets the same number, to 1e-12 in float64 and
+to 1e-5 in float32: the spec's weights, order of arguments, temperature with or without T^2, and reduction are tested.
 """
 
 from collections.abc import Mapping
@@ -32,13 +31,13 @@ FILES = {name: np.load(FOLDER / f"{name}.npz") for name in ("losses", "logits", 
 
 
 class Published(NamedTuple):
-    """How a config says what published code computes, and what the code was given: logits, embeddings or maps."""
+    """The spec with which a config computes a published value, and the kind of inputs, such as logits or embeddings."""
 
     file: str
     spec: str
     inputs: str = "logits"
     reduction: Reduction = "token"
-    factor: float = 1.0  # that makes our mean over layers, or pairs, the source's
+    factor: float = 1.0  # turns our mean over layers or pairs into the source's reduction
 
 
 CASES = {
@@ -65,7 +64,7 @@ CASES = {
     "gold_merged": Published("logits", "uld(temperature=1.5)", "spans", "text"),
     "gold_shared": Published("logits", "gold", "spans", "text"),
 }
-# spans of `gold_merged`: student and teacher tokens with one number end together
+# numbers of the spans of student and teacher tokens: spans with the same number end together
 SPANS = {
     "gold_merged": ([[1, 2, 3, 3, 4, 0]], [[1, 1, 2, 3, 3, 4, 0]]),
     "gold_shared": ([[1, 2, 3, 4, 0]], [[1, 2, 3, 4, 0]]),
@@ -73,13 +72,13 @@ SPANS = {
 
 
 def said(case: str) -> dict[str, np.ndarray]:
-    """Inputs, value and gradient of the published code."""
+    """Return inputs, value and gradient of the published code."""
     file = FILES[CASES[case].file]
     return {key.removeprefix(f"{case}/"): file[key] for key in file if key.startswith(f"{case}/")}
 
 
 def seeing(case: str, student: Any, known: Mapping[str, Any], precision: str) -> Signals:
-    """The signals in which a config's term finds what the published code was given."""
+    """Build the signals in which a config's term finds the inputs of the published code."""
     inputs, teacher = CASES[case].inputs, jnp.asarray(known["teacher"], precision)
     rows = student.shape[0]
     outputs: Any = {
@@ -91,7 +90,7 @@ def seeing(case: str, student: Any, known: Mapping[str, Any], precision: str) ->
     batch: dict[str, Any] = {}
     if label is not None:
         counts = np.asarray(label) != -100
-        if inputs == "rolled logits":  # of what is predicted
+        if inputs == "rolled logits":  # a position counts if the token that it predicts does
             counts = np.roll(counts, -1, axis=1)
         mask, batch = jnp.asarray(counts, precision), {"label": jnp.asarray(np.where(counts, label, 0), jnp.int32)}
     seen_teacher = outputs(teacher)
@@ -107,13 +106,13 @@ def seeing(case: str, student: Any, known: Mapping[str, Any], precision: str) ->
 def term_as_configured(case: str, known: Mapping[str, Any]) -> Term:
     if case != "gold_shared":
         return build_loss(CASES[case].spec)
-    shared = SharedVocabulary(*known["shared"].T)  # which a config gets from the tokenizers of its data
+    shared = SharedVocabulary(*known["shared"].T)  # a config gets it from the tokenizers of its data
     weights = {"shared_weight": 0.7, "rest_weight": 0.4, "temperature": 1.5, "scale_t2": False}
     return term_of("gold", beta=0.5, vocabulary=shared, **weights)
 
 
 def value_and_gradient(case: str, precision: str, term: Term | None = None) -> tuple[Any, Any]:
-    """What the objective of a config gives for the inputs of the published code."""
+    """Return value and gradient of a config's objective for the inputs of the published code."""
     known, published = said(case), CASES[case]
     with jax.enable_x64(precision == "float64"):
         weighted = WeightedTerm(term or term_as_configured(case, known), published.factor, published.reduction)
@@ -130,7 +129,7 @@ def value_and_gradient(case: str, precision: str, term: Term | None = None) -> t
 
 
 def apart(case: str, found: tuple[Any, Any]) -> float:
-    """The largest difference from the published value and gradient, relative to the largest number or to 1."""
+    """Return the largest difference from the published value and gradient, relative to the largest number or to 1."""
     known = said(case)
     pairs = zip(found, (known["value"], known["grad"]), strict=True)
     return max(float(np.abs(np.asarray(a, np.float64) - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs)
@@ -143,7 +142,7 @@ def test_a_configured_loss_equals_the_published_code_in_value_and_gradient(case,
     assert apart(case, value_and_gradient(case, precision)) <= (1e-12 if precision == "float64" else 1e-5)
 
 
-# (case, a spec that is wrong in one argument): a test that takes these for right sees nothing
+# (case, a spec with one mistake): the comparison must tell these from the published values
 TWINS = [
     ("kd_T2", "kd(temperature=2.0, scale_t2=False)"),
     ("kd_T4", "kd(temperature=3.9)"),
@@ -165,7 +164,7 @@ def test_a_wrong_argument_is_not_what_was_published(case, spec):
 
 
 def test_the_skew_kl_is_that_of_the_published_code_in_its_own_float32():
-    """It asks for float32 itself, whatever it is given; its tokens are those of the Jensen-Shannon divergences."""
+    """Check float32, to which the published code converts all inputs; the labels are those of the `jsd` cases."""
     keys = ("student", "teacher", "value", "grad")
     known = {key: FILES["losses"][f"skew_fkl_a0.1_plus_teacher_entropy/{key}"] for key in keys}
     labels = FILES["losses"]["jsd_b0_T1.5_no_T2/labels"]

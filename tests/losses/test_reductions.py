@@ -1,4 +1,4 @@
-"""Means of tokens: over all tokens of a batch, or over the tokens of each text and then over texts."""
+"""Tests of the reductions of token losses: over all tokens, or over the tokens of each text and then over texts."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ from jaxdistill.core.objective import WeightedTerm, objective, reduce
 from jaxdistill.core.types import Factored, Outputs
 
 KEY = jax.random.key(0)
-LENGTHS = (8, 1, 5)  # of three texts; a fourth row only fills the batch
+LENGTHS = (8, 1, 5)  # tokens of three texts; a fourth row only fills the batch
 LOSSES = ["kd", "cross_entropy", *map(slow, ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse", "ttm"))]
 
 
 def of_texts():
-    """Texts of several lengths, with heads that are not multiplied out."""
+    """Build signals of texts of several lengths, with factored heads."""
     rng = np.random.default_rng(3)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     head = lambda: Outputs(Factored(draw(4, 8, 3), draw(3, 6)))
@@ -82,7 +82,7 @@ def test_terms_of_both_reductions_share_a_pass():
 
 @pytest.mark.parametrize("name", ["uld", "gold"])
 def test_a_text_of_spans_counts_once_also_without_a_span(name):
-    """As in TRL's GOLD: the mean over the spans of a text, then over texts; one without a span counts as 0."""
+    """Check the mean over a text's spans, then over texts; as in TRL's GOLD, a text without a span counts as 0."""
     seen = spans.of_spans(rows=3)
     numbers = np.array(seen.batch["span"])
     numbers[1, :4], numbers[2] = 0, 0  # the second text has fewer spans, the third has none
@@ -113,7 +113,7 @@ def test_a_reduction_is_one_of_two(tmp_path, capsys):
 
 
 def test_texts_that_are_packed_into_one_row_count_each():
-    """Rows of 3 + 5 and of 6 + 2 tokens; the last text has one token that counts."""
+    """Check rows of 3 + 5 and of 6 + 2 tokens, some of them masked."""
     numbers = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 2, 2]], jnp.int32)
     mask = jnp.asarray([[1, 1, 0, 1, 1, 1, 1, 0], [1] * 6 + [1, 0]], jnp.float32)
     values = np.random.default_rng(0).normal(size=(2, 8))

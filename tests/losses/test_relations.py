@@ -1,4 +1,4 @@
-"""Losses that compare the examples of a batch: by hand, against `loops.py`, the published code, and broken twins."""
+"""Tests of losses that compare the rows of a batch: by hand, against `loops.py`, and with deliberate mistakes."""
 
 import functools
 import inspect
@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @functools.cache
 def compiled(spec: str):
-    """The value, and its gradient in the student's embeddings."""
+    """Return compiled functions of the value, and of its gradient in the student's embeddings."""
     term = build_loss(spec)
 
     def value(seen, key):
@@ -50,7 +50,7 @@ def gradient(spec: str, seen: Signals) -> np.ndarray:
 
 
 def of_rows(student, teacher, mask=None) -> Signals:
-    """Signals whose embeddings are these."""
+    """Build signals with these embeddings of student and teacher."""
     student, teacher = map(single, (student, teacher))
     seen = signals(batch=(len(student),))
     embedded = replace(seen.student, embedding=student), (replace(seen.teachers[0], embedding=teacher),)
@@ -74,12 +74,12 @@ def test_a_relational_loss_is_that_of_the_rows_that_count(name, padding):
 
 
 def test_rkd_by_hand():
-    """A right triangle and an equilateral one; each pair stands in the mean twice, the diagonal as zeros."""
+    """Check a right triangle against an equilateral one; the mean has each pair twice, and the diagonal as zeros."""
     student = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     teacher = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, np.sqrt(3)]])
     distances = [huber(3 / 4 - 1), huber(4 / 4 - 1), huber(5 / 4 - 1)]
     assert_close(value("rkd(distance=1.0, angle=0.0)", of_rows(student, teacher)), 2 * sum(distances) / 9)
-    # from each corner to both others, twice; to the same one the cosine is 1 for both
+    # the mean has each angle twice; of a corner with itself, the cosine is 1 in both triangles
     angles = [huber(0 - 0.5), huber(3 / 5 - 0.5), huber(4 / 5 - 0.5)]
     assert_close(value("rkd(distance=0.0, angle=1.0)", of_rows(student, teacher)), 2 * sum(angles) / 27)
 
@@ -159,7 +159,7 @@ def test_lengths_of_zero_vectors_have_a_gradient_of_zero_and_nan_is_not_hidden()
 def test_a_batch_in_which_nothing_counts_or_nothing_can_be_compared_is_no_loss():
     for name in BY_LOOPS:
         assert value(name, of_rows(np.ones((3, 2)), np.ones((3, 2)), np.zeros(3))) == 0
-        assert value(name, of_rows(np.ones((1, 2)), np.ones((1, 4)))) < 1e-12  # but for the rounding of unit rows
+        assert value(name, of_rows(np.ones((1, 2)), np.ones((1, 4)))) < 1e-12  # 0 up to rounding of unit rows
 
 
 gather_representations = jax.jit(
@@ -226,7 +226,7 @@ def test_numbers_out_of_range_are_refused(spec):
         build_loss(spec)
 
 
-# Broken twins: our own code with one mistake is caught by what the published code said
+# Broken twins: copies of our code with one mistake each, which the published values must catch
 
 
 def broken(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
@@ -249,7 +249,7 @@ TWINS = {
         "unit(jnp.where(pairs != 0, gram(x) * pairs, 0))",
         "unit(gram(x).ravel())",
     ),
-    # over the other axis would be the same: a kernel is symmetric
+    # the other axis alone would give the same, since a kernel is symmetric
     "pkt over both axes": (pkt, "axis=1", "axis=None"),
     "pkt as a sum": (pkt, "pair_mean(", "len(p) * pair_mean("),
     "pkt the other way round": (pkt, "(p + EPSILON) / (q + EPSILON)", "(q + EPSILON) / (p + EPSILON)"),

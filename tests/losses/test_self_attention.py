@@ -1,4 +1,4 @@
-"""Terms over self-attention: against plain float64 numpy with gradients by hand, with padding, in running text."""
+"""Tests of `minilm`, `minilm2`, `tinybert` and `heads`: float64 numpy with gradients, padding, and running text."""
 
 import functools
 from dataclasses import replace
@@ -20,7 +20,7 @@ ROWS, LENGTH = 3, 5
 def world(
     heads=(2, 2), sizes=(3, 4), widths=(4, 6), depths=(2, 4), groups=(None, None), seed=0, batch=None, dtype="float64"
 ) -> Signals:
-    """Texts without padding, as two transformers read them; of each pair, the student's comes first."""
+    """Build signals of two transformers, for texts without padding; in each pair of numbers, the student's is first."""
     draw = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape), dtype)
 
@@ -42,7 +42,7 @@ def values(spec: str, seen: Signals, params=None) -> Array:
 
 
 def value_and_gradient(spec: str, seen: Signals, params=None):
-    """Of the mean over the rows, in what the student says."""
+    """Return the mean over the rows and its gradient in the student's outputs."""
     return jax.device_get(compiled(spec)[1](seen.student, seen, params))
 
 
@@ -74,7 +74,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 def divergence(student: tuple, teacher: tuple) -> tuple[float, np.ndarray, np.ndarray]:
-    """KL of softmax(a b' / sqrt d), mean over rows, heads and tokens; and its gradients in the student's a and b."""
+    """Return KL of softmax(a b' / sqrt d), mean over rows, heads and tokens; its gradients in the student's a and b."""
     (a, b), (c, d) = (tuple(map(heads_first, pair)) for pair in (student, teacher))
     root = a.shape[-1] ** 0.5
     q, p = softmax(a @ np.swapaxes(b, -1, -2) / root), softmax(c @ np.swapaxes(d, -1, -2) / d.shape[-1] ** 0.5)
@@ -84,7 +84,7 @@ def divergence(student: tuple, teacher: tuple) -> tuple[float, np.ndarray, np.nd
 
 
 def assert_golden(found, said, precision):
-    """To 1e-12 in float64, to 1e-5 in float32, of the largest number or of 1."""
+    """Check equality up to 1e-12 (float64) or 1e-5 (float32), relative to the largest number or to 1."""
     tolerance = 1e-12 if precision == "float64" else 1e-5
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(said), strict=True):
         assert np.abs(np.float64(x) - y).max() <= tolerance * max(1.0, np.abs(y).max())
@@ -108,7 +108,7 @@ def test_minilm_is_its_formula_in_value_and_gradient(precision):
 
 @PRECISIONS
 def test_minilm2_is_its_formula_in_value_and_gradient(precision):
-    """Four heads of 3 and two of 6 are both six of 2."""
+    """Check four heads of size 3 and two of size 6, both of which become six relation heads of size 2."""
     with jax.enable_x64(precision == "float64"):
         seen = world(heads=(4, 2), sizes=(3, 6), dtype=precision)
         value, slope = value_and_gradient("minilm2(relation_heads=6, layers=((-1, 3),), weights=(1, 2, 0.5))", seen)
@@ -126,7 +126,7 @@ def test_minilm2_is_its_formula_in_value_and_gradient(precision):
 
 
 def published_tinybert(student: Outputs, teacher: Outputs, kernel: np.ndarray, masked: np.ndarray | None = None):
-    """The published sum of means over all positions, scores of masked keys at 0; and its gradients in the student.
+    """Return the published sum of means over all positions, masked keys scored 0; and its gradients in the student.
 
     Layers are counted as the published code does: attentions from 0, hidden states from the embedding.
     """
@@ -188,7 +188,7 @@ def test_of_several_pairs_it_is_the_mean():
         assert np.abs(one - other).max() > 0.05
 
 
-# What is wrong is visible
+# Students that differ from their teacher
 
 
 NAMED = "((2, 1), (2, 0), (1, 0))"
@@ -197,7 +197,7 @@ ALL = pytest.mark.parametrize("spec", TERMS, ids=["minilm", "minilm2", "tinybert
 
 
 def twin(change) -> Signals:
-    """A student that is its teacher, but for what is done to its heads `[rows, tokens, heads, size]`."""
+    """Build a student equal to its teacher, but for `change` of its heads `[rows, tokens, heads, size]`."""
     seen = world(heads=(4, 4), sizes=(4, 4), depths=(2, 2), widths=(6, 6), dtype="float32")
     said = seen.teachers[0]
     return replace(seen, student=replace(said, attentions=jax.tree.map(change, said.attentions)))
@@ -236,7 +236,7 @@ LENGTHS = np.array([3, 1, 5])
 
 
 def longer(seen: Signals, padding: int, filler: float) -> Signals:
-    """The same texts behind which padding stands, with the same number in all of it."""
+    """Return the same texts with padding behind them, all of which holds the number `filler`."""
 
     def fill(x):
         real = (jnp.arange(LENGTH) < LENGTHS[:, None]).reshape(ROWS, LENGTH, *[1] * (x.ndim - 2))
@@ -253,7 +253,7 @@ def longer(seen: Signals, padding: int, filler: float) -> Signals:
 
 
 def alone(seen: Signals, row: int) -> Signals:
-    """One text without its padding."""
+    """Return the signals of one text without its padding."""
     cut = lambda x: x[row : row + 1, : LENGTHS[row]]
     texts = lambda said: Outputs(said.logits[row : row + 1], *jax.tree.map(cut, (said.hidden_states, said.attentions)))
     return replace(

@@ -1,6 +1,6 @@
-"""The assignment of semckd, which is not the published one: its formula, batches of any size, and where it goes.
+"""Tests of the assignment of the loss `semckd`, which differs from the published one: formula, batch sizes, training.
 
-`test_layer_losses.py` holds all else of the method to the published code.
+`test_layer_losses.py` compares the rest of the loss with the published code.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ def values(seen: Signals, params) -> np.ndarray:
 
 
 def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
-    """`[rows, student layers, teacher layers]` as the term forms them."""
+    """Return the assignment, `[rows, student layers, teacher layers]`, that the term computes."""
     term, mean = build_loss(spec), semckd.assigned_mean
 
     def seen_on_the_way(seen: Signals) -> Array:
@@ -66,20 +66,20 @@ def test_the_assignment_is_that_of_float64():
     energy = np.einsum("ibs,jbs->bij", q, k)
     expected = np.exp(energy) / np.exp(energy).sum(-1, keepdims=True)
     assert_close(weights_of(seen, params), expected)
-    # a regressor that says 0 leaves the teacher's mean squares, under these weights
+    # with regressors that return 0, the loss is the teacher's mean squares, under these weights
     silent = {name: 0 * np.asarray(x) if name.endswith("2/kernel") else x for name, x in params.items()}
     squares = np.stack([(float64(teacher[layer]) ** 2).mean((1, 2, 3)) for layer in (2, 3)], -1)
     assert_close(values(seen, silent), (expected * squares[:, None]).sum(-1).mean(-1))
 
 
 def test_an_assignment_does_not_know_how_large_the_batch_is():
-    """Parameters of 6 rows serve 12; with each row twice, all stays as it was. Published ones would not even fit."""
+    """Check that repeated rows and scaled states change no weight; published inner products would change them."""
     seen = signals(extent=(2, 3), depths=(3,))
     params, twice = drawn(seen), batches.at_rows(seen, np.tile(np.arange(6), 2))
     assert_close(weights_of(twice, params), np.tile(weights_of(seen, params), (2, 1, 1)))
     assert_close(values(twice, params), np.tile(values(seen, params), 2), rtol=1e-4)
 
-    def inner_products(states, all_states):  # of states that are not normalised, as published
+    def inner_products(states, all_states):  # published code does not normalise the states
         flat = lambda x: x.reshape(x.shape[0], -1)
         return flat(states) @ flat(all_states).T
 
@@ -92,7 +92,7 @@ def test_an_assignment_does_not_know_how_large_the_batch_is():
 
 
 def trained(spec: str, seen: Signals, steps: int = 60):
-    """A term's parameters before and after they have learned, the student as it is."""
+    """Train only a term's parameters; return them before and after training."""
     term, update = build_loss(spec), optax.adam(0.02)
     loss = lambda params: term.apply(params, {}, seen, key=KEY)[0].mean()
 
@@ -115,7 +115,7 @@ def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_say
         spec = "semckd(layers=((1, 1), (1, 2)), size=3)"
         first, last = (weights_of(seen, params, spec)[..., 1].mean() for params in trained(spec, seen))
         assert last > 0.75 and last > first
-        assert last < np.e**2 / (np.e**2 + 1)  # queries and keys are units
+        assert last < np.e**2 / (np.e**2 + 1)  # the bound for queries and keys of length 1
 
 
 def test_rows_that_do_not_count_do_not_move_an_assignment_that_has_learned():

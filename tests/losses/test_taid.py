@@ -1,4 +1,4 @@
-"""TAID: published code over its steps, the coefficient by hand, and what a step and its devices keep of it."""
+"""Tests of the loss `taid`: published code over four steps, the coefficient by hand, and the state on all devices."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def softmax(z: Any) -> np.ndarray:
 
 
 def test_taid_equals_the_published_code_over_its_steps():
-    """In the first two updates the floor decides, in the last the student's progress."""
+    """Check four steps: after the first, the coefficient is the floor, and after each later one it is above."""
 
     line = "linear(start=0.4, end=1.0)"
     with jax.enable_x64(True):
@@ -78,7 +78,7 @@ def test_taid_equals_the_published_code_over_its_steps():
 
 
 def taid_run(spec: str, sizes: tuple[float, ...], **fields: Any) -> list[float]:
-    """The coefficient before each step of a student that is scaled like this."""
+    """Return the coefficient before each step; the student's logits are multiplied by one of `sizes` at each step."""
     minimised = objective({"taid": WeightedTerm(build_loss(spec))}, registry.fusions.build("single", ""))
     seen, found = replace(signals(), **fields), []
     params, state = jax.jit(lambda: minimised.init(KEY, {"train": seen}))()
@@ -126,7 +126,7 @@ def test_what_taid_remembers_is_the_same_on_every_device():
     whole = jax.jit(after)(seen)
     assert not any(x.weak_type for x in jax.tree.leaves(whole)) and whole["loss"] > 0.1
     assert_close(apart, jax.tree.map(lambda x: np.broadcast_to(x, (8,)), whole))
-    assert_close(whole["loss"], given(seen)[0]["taid"].compute())  # however many rows count
+    assert_close(whole["loss"], given(seen)[0]["taid"].compute())  # the mean is over the rows that count
 
 
 def test_a_batch_of_padding_does_not_move_taid():

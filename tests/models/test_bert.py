@@ -1,4 +1,4 @@
-"""BERT and its variants: what transformers says on the same weights, and what a text encoder promises."""
+"""Tests of BERT and its variants: parity with transformers, checkpoints, smaller students, padding and dropout."""
 
 import json
 
@@ -32,7 +32,7 @@ run = jax.jit(parity.run, static_argnums=0)
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """A reference, its folder, and our network with its weights; each is made once."""
+    """Return a function from a reference's name to the reference, its folder and our loaded network, each made once."""
     found = {}
 
     def of(name):
@@ -114,7 +114,7 @@ def test_a_config_comes_back_with_every_setting_that_matters(known, name):
     ref, _, _, arguments, *_ = known(name)
     config = FAMILY.config(arguments)
     assert FAMILY.arguments(config) == arguments
-    free = ("classifier_dropout", "id2label", "label2id")  # None in theirs; their keys are text
+    free = ("classifier_dropout", "id2label", "label2id")  # theirs have None, and text as keys of the label maps
     assert {n: ref.config[n] for n in config if n not in free} == {n: x for n, x in config.items() if n not in free}
     assert len(config.get("id2label", ())) == arguments["classes"]
 
@@ -163,7 +163,7 @@ def test_a_head_of_another_task_is_dropped_only_if_the_spec_says_so(architecture
         loading()
     assert loading(classes=0).fresh == ()
     assert set(loading(classes=4).fresh) >= {"head/out/kernel", "head/out/bias"}
-    of_architecture(other, "")  # then nothing says what the head is
+    of_architecture(other, "")  # without an architecture, nothing tells what the head is
     with pytest.raises(WeightsError, match=rf"{next(iter(HEADS[architecture]))} \[\d+, 8\] is surplus"):
         loading(classes=0)
 
@@ -251,7 +251,7 @@ def test_a_student_is_cut_from_a_teacher_along_every_axis(known):
     assert all_finite(run(model, student, ref.batch | {"input_ids": ids}))
 
 
-# What a text encoder promises
+# Padding, masks, pooling and dropout
 
 
 @pytest.mark.sampled("classes=0")

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP are what transformers computes; each image is compared with every text that counts, over devices."""
+"""Tests of CLIP and SigLIP: parity with transformers, and logits of all images and texts, on one or more devices."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """Of a reference by its name: it, its folder, and our network with its weights."""
+    """Return a function from a reference's name to the reference, its folder and our loaded network, each made once."""
 
     @functools.cache
     def of(name):
@@ -123,12 +123,12 @@ def test_settings_that_a_network_does_not_have_are_refused(config, said):
 
 
 def assert_near(found, expected):
-    """To 1e-5 of an array's largest value: positions start small, and their gradients are in the hundreds."""
+    """Check closeness relative to each array's largest value, as position embeddings have gradients in the hundreds."""
     scaled = lambda tree: jax.tree.map(lambda x, like: x / (1 + np.abs(like).max()), tree, expected)
     assert_close(scaled(jax.device_get(found)), scaled(jax.device_get(expected)), rtol=0, atol=1e-5)
 
 
-# What compares rows with each other
+# Comparisons between the rows of a batch
 
 
 def small(kind):
@@ -140,7 +140,7 @@ def small(kind):
 
 @functools.cache
 def world(kind):
-    """A model, its variables, and a batch of 16 pairs of which 4 do not count."""
+    """Build a model, its variables, and a batch of 16 pairs, of which the last 4 are padding."""
     batch = batches.images(rows=16) | batches.texts(rows=16)
     model = small(kind)
     return model, jax.jit(model.init)(KEY, batch), batch
@@ -177,7 +177,7 @@ def test_the_order_of_pairs_is_that_of_rows_and_columns(kind):
 
 
 def contrast(kind, variables, batch):
-    """A sum over this device's images, of everything that they are compared with."""
+    """Return the sum of sin(logit) over this device's images and all texts, without those that are padding."""
     out, _ = world(kind)[0].apply(*variables, batch, train=True, key=KEY)
     return jnp.sum(jnp.sin(jnp.where(out.logits > NO_CANDIDATE, out.logits, 0.0)) * batch["mask"][:, None])
 
@@ -222,7 +222,7 @@ def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
 
 @one_soon
 def test_the_logits_of_pairs_are_no_classes(kind):
-    """Neither a cache nor accuracy may take the places of a batch for classes, whatever their number."""
+    """Check that logits over the texts of a batch are refused where classes are needed, as in caches and accuracy."""
     model, batch = small(kind), batches.images(rows=16) | batches.texts(rows=16)
     for rows in (2, 4):
         shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}

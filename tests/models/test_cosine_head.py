@@ -1,4 +1,4 @@
-"""A cosine head: logits by hand, blind to norms, and the checkpoint of its network."""
+"""Tests of `cosine_head`: logits by hand, independence of norms, loading the network's checkpoint, and errors."""
 
 import batches
 import jax

@@ -1,4 +1,4 @@
-"""DCN v2 by hand: crosses and layers of rows of one table, side by side."""
+"""Tests of `dcn` (DCN v2): outputs against the formula of the paper, refused sizes, and dropout."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Decoders: what transformers says, scanned or not, packed or not, and nothing seen before its time."""
+"""Tests of `decoder`: parity with transformers, scanned layers, attention masks, packed documents, and tied heads."""
 
 import functools
 
@@ -28,13 +28,13 @@ FAMILY = families["decoder"]
 
 @functools.cache
 def built(options: str = ""):
-    """A tiny decoder and its first values."""
+    """Build a tiny decoder and its initial variables."""
     model = registry.models.build(f"{TINY}{options})", "model")
     return model, Variables(*jax.jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)}))
 
 
 def read(batch, options: str = "", values=None):
-    """All outputs for a batch."""
+    """Return all outputs of a tiny decoder for a batch."""
     model, own = built(options)
     return jax.jit(lambda values: parity.run(model, values, batch))(values or own)
 
@@ -84,7 +84,7 @@ def test_transformers_reads_our_config_as_it_reads_its_own(name):
     theirs, ours = made(config), made(FAMILY.config(FAMILY.arguments(config)))
     keys = ("hidden_size", "head_dim", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "rope_parameters")
     for key in keys:
-        if hasattr(theirs, key):  # Qwen2 derives the size of its heads
+        if hasattr(theirs, key):  # Qwen2 has no head_dim: it derives the size
             assert getattr(ours, key) == getattr(theirs, key), key
 
 
@@ -127,11 +127,11 @@ def test_more_tokens_than_positions_are_refused():
         read({"input_ids": tokens(1, 33, 64)})
 
 
-# One network, whichever way its layers are run
+# Scanned, unrolled and rematerialised layers
 
 
 def unstacked(params):
-    """The parameters of an unrolled decoder from those of a scanned one."""
+    """Convert the parameters of a scanned decoder to those of an unrolled one."""
     split = {}
     for name, x in params.items():
         first, _, rest = name.partition("/")
@@ -192,14 +192,14 @@ def test_the_plain_path_that_returns_attentions_agrees_with_the_fused_one():
         assert float(np.abs(np.where(own[:, None], 0, weights)).max()) == 0
 
 
-# Who sees whom
+# Attention masks: causal, windows, documents and padding
 
 
 def test_no_token_depends_on_a_later_one():
     model, values = built()
     batch = {"input_ids": tokens(1, 6, 64)}
 
-    def logits(embedded):  # one row of the table for each token, so that its gradient is the token's own
+    def logits(embedded):  # each token has its own row of the table, whose gradient is the token's
         params = values.params | {"embed/embedding": embedded}
         numbered = {"input_ids": jnp.arange(6)[None]}
         return parity.run(model, Variables(params, {}), numbered).hidden_states[-1][0].sum(-1)
@@ -272,7 +272,7 @@ def test_a_tied_head_is_the_embedding_and_has_no_parameters():
     out = built()[0].apply(*built()[1], {"input_ids": tokens(1, 3, 64)}, train=False, key=KEY)[0]
     table = built()[1].params["embed/embedding"]
     assert out.logits.tied and out.logits.shape == (1, 3, 64)
-    assert_same(out.logits.kernel, table)  # no transposed copy
+    assert_same(out.logits.kernel, table)  # the logits hold the table itself, not a transposed copy
     assert_same(out.logits.dense(), out.logits.features @ table.T)
 
 

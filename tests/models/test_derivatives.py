@@ -1,4 +1,4 @@
-"""Models that return gradients of themselves: against JAX's own, for every family, whole and in pieces."""
+"""Tests of `with_gradients`: input and hidden-state gradients of every family, microbatches, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxdistill.models.nnx import from_nnx
 
 KEY = jax.random.key(3)
 INPUT, STATES = frozenset({"input_gradients"}), frozenset({"state_gradients"})
-MLP = "mlp(widths=(64, 64), classes=5)"  # wide: with few live units a direction is not determined
+MLP = "mlp(widths=(64, 64), classes=5)"  # wide: few active units would not determine a direction
 BERT = "bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)"
 DECODER = "decoder(vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12)"
 VIT = "vit(patch=4, width=8, depth=2, heads=2, classes=5)"
@@ -37,7 +37,7 @@ def said(model, variables, batch, train=False) -> Outputs:
 @pytest.mark.sampled("mlp*", "resnet(*")
 @every(MODELS)
 def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(example):
-    """What a nudge adds to a hidden state is read on, and moves the loss by the gradient's share of it."""
+    """Check that the gradient predicts the change of the loss when a vector (a nudge) is added to a hidden state."""
     model, batch, variables = world(example.spec, example.inputs)
     if "image" in batch:
         batch["image"] = (64 * batch["image"] + 128).astype(jnp.uint8)
@@ -75,12 +75,12 @@ def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
     v, *_ = jax.vmap(jnp.linalg.lstsq)(jnp.swapaxes(jacobian, 1, 2), gradients)
     assert_close(jnp.einsum("bc,bcx->bx", v, jacobian), gradients, rtol=1e-3, atol=1e-5)
     assert_close(jnp.linalg.norm(v, axis=-1), np.ones(8), rtol=1e-3)
-    assert np.abs(v - v[:1]).max() > 0.1  # a direction for each row
+    assert np.abs(v - v[:1]).max() > 0.1  # each row has its own direction
 
 
 @pytest.mark.slow
 def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher():
-    """A direction depends on the step's key and the row, not on the piece that the row is in."""
+    """Check that the random direction of a row depends on the step's key and the row, not on its microbatch."""
     model, batch, variables = world(VIT)
     whole, pieces = (said(with_gradients(model, INPUT | STATES, n), variables, batch, train=True) for n in (1, 2))
     assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
@@ -89,7 +89,7 @@ def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher()
 
 @pytest.mark.slow
 def test_pieces_save_memory_where_a_term_learns_from_gradients_too():
-    """Gradients taken of the whole batch kept what its pieces save: 12 times as much as without them."""
+    """Check that 8 microbatches need less temporary memory; gradients of the whole batch would keep all activations."""
     model = registry.models.build("vit(patch=4, width=16, depth=1, heads=2, classes=5)", "")
     batch = {"image": jnp.zeros((32, 16, 16, 1)), "mask": jnp.ones(32)}
     params, state = jax.eval_shape(model.init, KEY, batch)
@@ -114,7 +114,7 @@ def test_of_a_text_the_input_is_its_embedding_whatever_else_the_batch_holds():
 
 @pytest.mark.slow
 def test_both_kinds_of_gradient_at_once_are_each_of_them_alone():
-    """Of a text both are taken in the embedding."""
+    """Check that asking for both kinds changes neither; for a text, both are taken with respect to the embedding."""
     model, batch, variables = world(BERT, "text")
     both, inputs, states = (said(with_gradients(model, n), variables, batch) for n in (INPUT | STATES, INPUT, STATES))
     assert_close(both.input_gradients, inputs.input_gradients)
@@ -123,7 +123,7 @@ def test_both_kinds_of_gradient_at_once_are_each_of_them_alone():
 
 
 def test_what_tokens_that_do_not_count_hold_changes_no_gradient_of_those_before_them():
-    """Logits of padding look back at real tokens: what is asked of them is nothing."""
+    """Check that masked tokens of a decoder, which attend to earlier real tokens, do not change their gradients."""
     model, batch, variables = world(DECODER, "tokens")
     counts = batch["mask"] > 0
     other = batch | {"input_ids": jnp.where(counts, batch["input_ids"], (batch["input_ids"] + 1) % 5)}
@@ -156,7 +156,7 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_ro
 
 @pytest.mark.parametrize("needs", [INPUT, slow(STATES)])
 def test_what_a_term_needs_is_learned_from(needs):
-    """The student's parameters have a gradient through its own gradients, and it is that of finite differences."""
+    """Check the gradient of a loss on gradients, with respect to the parameters, against finite differences."""
     model, batch, variables = world(VIT)
     wrapped = with_gradients(model, needs)
 
@@ -175,7 +175,7 @@ def test_what_a_term_needs_is_learned_from(needs):
 
 
 class Own(nnx.Module):
-    """A user's module, whose hidden states are nudged or not."""
+    """A user's flax module; `nudge` says whether its hidden state is passed through `nudged`."""
 
     def __init__(self, rngs, nudge: bool):
         self.first, self.second, self.nudge = nnx.Linear(64, 6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs), nudge
@@ -187,7 +187,7 @@ class Own(nnx.Module):
 
 
 def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
-    """It would be zero, and a term would learn nothing from it."""
+    """Check that models without nudges or images are refused, as their gradients would be 0 and teach nothing."""
     batch = BATCHES["image"]()
     for nudge in (True, False):
         model = from_nnx(lambda rngs, batch, n=nudge: Own(rngs, n), lambda m, batch, train, key: m(batch))
@@ -205,7 +205,7 @@ def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
 
 
 def test_a_label_that_is_no_class_makes_the_gradients_of_its_row_nan():
-    """-1 would silently be the last class; where the row does not count, there is no gradient."""
+    """Check that label -1, which would index the last class, gives NaN, but 0 where the row is padding."""
     model, batch, variables = world(MLP)
     batch["label"] = jnp.asarray([-1, *batch["label"][1:-1], -1])
     last = said(with_gradients(model, STATES), variables, batch).state_gradients[-1]

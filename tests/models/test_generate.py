@@ -1,4 +1,4 @@
-"""Generation: cached steps say what the whole text says, draws follow their distribution, stop tokens end a row."""
+"""Tests of text generation: cached steps, prompts of uneven lengths, sampling distributions, and stop tokens."""
 
 import functools
 
@@ -57,7 +57,7 @@ def test_cached_steps_give_the_logits_of_the_whole_text(options):
 
 
 def by_hand(model, params, prompt, steps: int) -> list[int]:
-    """The likeliest tokens, from the whole text each time; what stands behind its end is not seen."""
+    """Return the most likely tokens, decoded without a cache; zeros behind the text do not matter to a causal model."""
     text = np.zeros((1, len(prompt) + steps), np.int32)
     text[0, : len(prompt)] = prompt
     whole = jax.jit(lambda text: logits(model, params, text))
@@ -108,7 +108,7 @@ def test_draws_differ_by_key_and_row_and_repeat_themselves():
 
 
 def test_each_token_of_a_text_is_drawn_anew():
-    """A network that says nothing draws every token from the same distribution."""
+    """Check that each token is drawn with a new key; with parameters of 0 a reused key would repeat its token."""
     model, params = built()
     run = jax.jit(functools.partial(generate, model, steps=8, temperature=1.0))
     found = run(jax.tree.map(jnp.zeros_like, params), jnp.asarray(tokens(3, 3, 64)), np.full(3, 3), KEY)
@@ -134,9 +134,9 @@ LOGITS = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
         ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_p": 0.5}, [1, 0, 0, 0]),
-        ({"temperature": 0.5, "top_p": 0.8}, [0.8, 0.2, 0, 0]),  # at temperature 1 a third one would stay
+        ({"temperature": 0.5, "top_p": 0.8}, [0.8, 0.2, 0, 0]),  # at temperature 1, top_p would keep a third token
         ({"top_p": 0.76}, [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
-        ({"top_k": 3, "top_p": 0.8}, [2 / 3, 1 / 3, 0, 0]),  # of what the three hold, two are 0.83
+        ({"top_k": 3, "top_p": 0.8}, [2 / 3, 1 / 3, 0, 0]),  # two of the three tokens hold 0.83 of their sum
         ({"top_k": 9}, [0.5, 0.25, 0.15, 0.1]),
         ({"temperature": 0.0}, [1, 0, 0, 0]),
     ],

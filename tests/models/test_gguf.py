@@ -1,4 +1,4 @@
-"""GGUF: the same network as from safetensors, its tokenizer, and every damage told in one line."""
+"""Tests of GGUF files: the same network as from safetensors, quantised weights, tokenizers, and damaged files."""
 
 import itertools
 import json
@@ -33,12 +33,12 @@ Q8 = gguf.GGMLQuantizationType.Q8_0
 
 
 def interleaved(x: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys as llama.cpp's converter lays them out."""
+    """Reorder the rows of a query or key kernel as llama.cpp's converter does."""
     return x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def write(path: Path, ref: parity.Reference, quantised: bool = False, **changes) -> Path:
-    """A reference's seeded weights as a GGUF file. `changes` replace metadata; None leaves one out."""
+    """Write a reference's seeded weights as a GGUF file; `changes` replace metadata fields, and None omits a field."""
     config, kind = ref.config, ref.config["model_type"]
     fields = {
         "general.architecture": kind,
@@ -98,7 +98,7 @@ def test_a_file_of_a_sealed_folder_is_compared_with_the_seal(tmp_path):
     seal.seal_folder(tmp_path)
     Gguf(file)
     content = bytearray(file.read_bytes())
-    content[-9] ^= 1  # of a weight
+    content[-9] ^= 1  # flip a bit of a weight
     file.write_bytes(content)
     with pytest.raises(DamageError, match=r"tiny\.gguf has changed since it was written"):
         open_source(str(file))
@@ -230,7 +230,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, monkeypatch):
         Gguf(file)
     file.write_bytes(whole)
     header = gguf_header.read_header(file)
-    both = header.tensors | {"model.norm.weight": header.tensors["output_norm.weight"]}  # a name of transformers, too
+    both = header.tensors | {"model.norm.weight": header.tensors["output_norm.weight"]}  # also by its transformers name
     monkeypatch.setattr(gguf_file, "read_header", lambda path: header._replace(tensors=both))
     with pytest.raises(WeightsError, match="has two tensors for one parameter; convert the model again"):
         Gguf(file)
@@ -258,7 +258,7 @@ def with_words(path: Path, **changes) -> Gguf:
 def test_the_tokenizer_inside_cuts_words_and_digits_and_gives_every_text_back(tmp_path):
     words = tokenizer(with_words(tmp_path))
     assert words.encode("an an<|end|>").tokens == ["an", "Ġan", "<|end|>"]
-    assert words.encode("12").tokens == ["1", "2"]  # digits one by one, whatever the merges say
+    assert words.encode("12").tokens == ["1", "2"]  # smollm splits digits, although "1 2" is a merge
     text = "Ein schöner Satz, 日本, 12 %\n\tan"
     assert words.decode(words.encode(text).ids) == text
     assert words.encode("an").ids == [WORDS["tokenizer.ggml.tokens"].index("an")]

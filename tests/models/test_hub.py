@@ -1,4 +1,4 @@
-"""Checkpoints of the world: read by name into shards, written back, cut; whatever is wrong is named at once."""
+"""Tests of safetensors checkpoints: names and layouts, sharded reading, export, smaller students, and errors."""
 
 import json
 import re
@@ -156,7 +156,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path):
     wrong = dict(FILE) | {"toy.surplus": np.ones((2, 2), np.float32), "toy.words.weight": np.ones((12, 5), np.float32)}
     wrong["toy.stem.running_mean"] = np.ones(4, np.int32)
     del wrong["toy.layer.1.up.weight"]
-    wrong["toy.position_ids"] = np.arange(3)  # ignored
+    wrong["toy.position_ids"] = np.arange(3)  # matches `ignored` of TOY
     wrong["toy.position_ids.extra"] = np.ones(3, np.float32)
     with pytest.raises(WeightsError) as error:
         read(folder(tmp_path, wrong))

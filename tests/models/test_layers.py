@@ -1,4 +1,4 @@
-"""Layers and families by hand: dropout, batch normalisation, perceptrons, residual stages and attention."""
+"""Tests of layers and small networks by hand: dropout, batch normalisation, perceptrons, ResNets and attention."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_a_models_dropout_depends_on_the_key_and_the_row_and_is_off_in_use(spec)
 
 
 def test_every_place_of_dropout_draws_anew():
-    """With kernels of 0 and biases of 1, what a branch adds is its dropout: 0 or 2."""
+    """Check that each layer draws its own mask: with kernels of 0 and biases of 1, a branch adds its mask, 0 or 2."""
 
     def hidden_states(spec):
         model, params, state = built(spec)
@@ -79,7 +79,7 @@ def test_every_place_of_dropout_draws_anew():
     start, middle, end = hidden_states("vit(patch=4, width=8, depth=2, heads=2, classes=5, dropout=0.5)")
     first, second = middle - start, end - middle
     assert not np.array_equal(first, second)
-    assert set(np.unique(first)) == set(np.unique(second)) == {0, 2, 4}  # 2: one branch of a block, not both
+    assert set(np.unique(first)) == set(np.unique(second)) == {0, 2, 4}  # 2: one of two branches was dropped
 
 
 # Batch normalisation
@@ -103,7 +103,7 @@ def test_batch_normalisation_by_hand():
 
 def test_batch_statistics_are_those_of_the_whole_batch_over_devices():
     x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (8, 5)), jnp.float32)
-    mask = jnp.asarray([1, 1, 1, 0, 1, 0, 0, 0], jnp.float32)  # the last device has none
+    mask = jnp.asarray([1, 1, 1, 0, 1, 0, 0, 0], jnp.float32)  # the last device has padding only
     run = lambda x, mask: (lambda y, module: (y, module.mean.get_value()))(*normalise(x, mask))
     whole, mean = run(x, mask)
     shards, means = jax.vmap(run, axis_name=PMAP_AXIS)(x.reshape(4, 2, 5), mask.reshape(4, 2))
@@ -148,7 +148,7 @@ def test_the_papers_resnet_20_has_its_270_thousand_parameters():
     model = registry.models.build("resnet(widths=(16, 32, 64), blocks=3, classes=10)", "")
     rows = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), "mask": jax.ShapeDtypeStruct((2,), jnp.float32)}
     params, _ = jax.eval_shape(model.init, KEY, rows)
-    assert 270_000 < sum(x.size for x in params.values()) < 276_000  # ours projects its two shortcuts
+    assert 270_000 < sum(x.size for x in params.values()) < 276_000  # our two downsampling shortcuts have weights
 
 
 def test_attentions_are_distributions_over_patches():

@@ -1,4 +1,4 @@
-"""Models: pure functions over flat dictionaries, blind to padding, the same in pieces and almost in bfloat16."""
+"""Tests of every model family: variables, padding, seeds, microbatches, bfloat16, and a user's own flax module."""
 
 import functools
 from dataclasses import replace
@@ -18,7 +18,7 @@ from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.models.combinators import in_dtype, microbatched, remap_classes
 from jaxdistill.models.nnx import from_nnx
 
-# Compiling a family is what a law costs: one of each kind of layer is fast.
+# Compilation takes most of the time, so only one model of each kind of layer is among the fast cases.
 FAMILIES = pytest.mark.sampled("*mlp*", "*resnet(*", "*decoder*", "*bert*")
 ROW_BY_ROW = {name: [e for e in table if e.inputs != "pairs"] for name, table in MODELS.items()}
 
@@ -28,7 +28,7 @@ def counted_tokens(rows):
 
 
 def loss_of(model: Model, state, batch, train: bool = True):
-    """A number that depends on everything which the model returns for the rows that count."""
+    """Return a loss function of the parameters that depends on all outputs in rows that are not padding."""
 
     def loss(params):
         out = model.apply(params, state, batch, train=train, key=KEY)[0].dense()
@@ -41,7 +41,7 @@ def loss_of(model: Model, state, batch, train: bool = True):
 
 @functools.cache
 def gradient_of(spec: str):
-    """The number and its gradient."""
+    """Compute the loss of `loss_of` and its gradient for the example with this spec."""
     model, params, state = built(spec)
     return jax.jit(jax.value_and_grad(loss_of(model, state, batch(INPUTS[spec]))))(params)
 
@@ -143,7 +143,7 @@ def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(exampl
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (gradient, expected))
     assert np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.98
     assert_same(jax.jit(half.init)(KEY, batch(example.inputs)), (params, state))
-    odd = jax.tree.map(lambda x: x + 1e-4, state)  # lost in bfloat16
+    odd = jax.tree.map(lambda x: x + 1e-4, state)  # bfloat16 would round the difference away
     assert_same(jax.jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
 
 
@@ -154,7 +154,7 @@ def test_only_models_with_statistics_have_state(example):
 
 
 @pytest.mark.sampled("2-mlp*")
-@every(ROW_BY_ROW, statistics=False)  # others are those of a piece, and so are pairs
+@every(ROW_BY_ROW, statistics=False)  # statistics and logits of pairs depend on the piece
 @pytest.mark.parametrize("parts", [2, slow(4)])
 def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     model, params, state = built(example.spec)
@@ -195,7 +195,7 @@ def test_a_factored_head_in_pieces_keeps_one_kernel():
     assert_same(out.logits, model.apply(params, {}, batch(), train=True, key=KEY)[0].logits)
 
 
-# A module of one's own
+# A flax module of the user
 
 
 class Own(nnx.Module):
@@ -250,7 +250,7 @@ def test_one_model_serves_batches_of_unlike_fields_and_sizes():
     ],
 )
 def test_a_family_in_bfloat16_is_close_to_itself_in_float32(spec, train):
-    """Compiled: XLA on CPU made 1e36 of a residual sum in bfloat16 that was right when run eagerly."""
+    """Check compiled models: XLA on CPU returned 1e36 for a bfloat16 residual sum that was right when run eagerly."""
     model = registry.models.build(spec, "")
     draw = np.random.default_rng(0)
     rows = {"image": draw.integers(0, 255, (64, 28, 28, 1), dtype=np.uint8), "mask": np.ones(64, np.float32)}
@@ -266,7 +266,10 @@ def test_a_family_in_bfloat16_is_close_to_itself_in_float32(spec, train):
 
 @pytest.mark.parametrize("spec", ["mlp(widths=(12, 8), classes=5)", MODELS["decoder"][0].spec])
 def test_a_teacher_of_other_classes_speaks_of_ours(spec):
-    """Its class 2 is our class 0, its 4 our 1; of our class 2 it knows nothing. The head may stay factored."""
+    """Check that a teacher's classes 2 and 4 become our 0 and 1, and that a class it lacks gets the logit -inf.
+
+    A factored head stays factored.
+    """
     model, params, state = built(spec)
     rows = batch(INPUTS[spec])
     say = lambda model: model.apply(params, state, rows, train=False, key=KEY)[0].logits

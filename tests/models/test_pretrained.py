@@ -1,4 +1,4 @@
-"""Runs with networks of the world: teachers as they are, students made of their layers, folders handed out."""
+"""Tests of runs with pretrained models: unchanged teachers, students cut from them, exported folders, and errors."""
 
 import io
 import json
@@ -28,7 +28,7 @@ class Sentences(list):
 
 
 def sentences(split: str) -> Sentences:
-    """Made-up sentences of uneven lengths whose label is their first token's number by 3."""
+    """Return random sentences of 3 to 9 tokens, whose label is the number of their first token modulo 3."""
     draw = np.random.default_rng({"train": 0, "test": 1}[split])
     made = Sentences()
     for _ in range(96):
@@ -85,7 +85,7 @@ def test_a_teacher_is_used_as_it_is(finished, folder):
 
 
 def test_student_and_control_start_from_the_chosen_layer(finished, folder):
-    """At a rate of 0 they end where they began."""
+    """Check the final weights of a run with learning rate 0, which are the initial ones."""
     _, result = finished
     file = load_file(folder / "model.safetensors")
     for name in ("student", "control"):
@@ -105,7 +105,7 @@ def test_what_was_trained_is_handed_out_and_loads_to_the_bit(finished):
     assert made["num_hidden_layers"] == 1 and made["architectures"] == ["BertForSequenceClassification"]
     card = (hub / "README.md").read_text()
     assert "pretrained(" in card and "`kd`, weight 1.0" in card and "| student |" in card and "| control |" in card
-    assert not (workdir / "teachers").exists()  # it was not trained here
+    assert not (workdir / "teachers").exists()  # a teacher that was not trained is not exported
 
 
 def test_transformers_reads_the_config_that_we_write(finished):

@@ -1,4 +1,4 @@
-"""One network for two texts: both embeddings are its own, and its parameters are a checkpoint of the network."""
+"""Tests of `siamese`: embeddings of two texts by one network, a single text, and errors."""
 
 import batches
 import jax

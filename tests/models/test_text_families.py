@@ -1,4 +1,4 @@
-"""GPT-2, ModernBERT, ELECTRA: what transformers says on the same weights, both ways of a checkpoint, who sees whom."""
+"""Tests of GPT-2, ModernBERT and ELECTRA: parity with transformers, checkpoints, attention masks, and pooling."""
 
 import functools
 import json
@@ -148,7 +148,7 @@ def test_the_head_of_another_task_is_named_and_left_out(tmp_path):
 
 
 def reach(spec: str, layer: int) -> np.ndarray:
-    """True where a token (row) of a hidden state depends on the embedding of another one (column)."""
+    """Return a matrix, True where a token of a hidden state (row) depends on the embedding of a token (column)."""
     model, variables = built(spec)
 
     def states(embedded):
@@ -165,7 +165,7 @@ def test_a_token_of_gpt2_depends_on_none_after_it():
 
 
 def test_every_third_block_of_modernbert_sees_all_tokens_and_the_others_near_ones():
-    """Blocks 0 and 3 see all tokens; with `every=9`, block 0 alone, so that its input is what block 1 mixes."""
+    """Check that block 0 sees all tokens, and that with `every=9` all later blocks see only near ones."""
     assert reach(f"{MODERNBERT})", 1).all()
     model, variables = built(f"{MODERNBERT}, every=9, attentions=True)")
     near = np.abs(np.subtract.outer(np.arange(12), np.arange(12))) <= 2
@@ -186,7 +186,7 @@ def test_padding_changes_no_logit_of_modernbert():
 
 @pytest.mark.parametrize("mode", ["cls", "mean"])
 def test_the_pooling_of_sentence_transformers_is_that_of_the_model(mode, tmp_path, capsys):
-    """Many embedding models take the first token; a mean of all would be another vector, and no error."""
+    """Check that 1_Pooling/config.json is read and sealed, as another pooling gives wrong embeddings and no error."""
     ref = parity.reference("bert_embedding")
     folder = parity.write_folder(tmp_path, ref)
     (folder / "1_Pooling").mkdir()
@@ -244,7 +244,7 @@ def test_an_electra_config_without_the_width_of_the_embeddings_has_128_as_in_tra
 
 @pytest.mark.parametrize(("style", "drops"), [("electra", True), ("roberta", True), ("bert", False)])
 def test_the_input_of_the_head_has_dropout_in_electra_and_roberta(style, drops):
-    """The embedding is the output of the head's first layer: of all dropout it has that of its input alone."""
+    """Check the embedding, the output of the head's first layer, which only dropout of the head's input can change."""
     sizes = "vocabulary=64, width=16, depth=1, heads=2, ffn=8, classes=3, positions=32"
     model, variables = built(f"bert({sizes}, style={style!r}, head_dropout=0.5)")
     apply = jax.jit(functools.partial(model.apply, train=True))

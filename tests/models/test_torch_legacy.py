@@ -1,4 +1,4 @@
-"""A legacy pickle of PyTorch gives its tensors and nothing else: whatever else it asks for is refused and not run."""
+"""Tests of legacy PyTorch files: tensors, refused pickles that would call something, damaged files, the command."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_not_run(tmp_path, monk
 
 
 def test_the_same_pickle_does_run_where_nothing_guards(tmp_path, monkeypatch):
-    """Or the test above would show nothing."""
+    """Check that plain `pickle.load` runs the command of the test above, which would otherwise prove nothing."""
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "w.pth", {}, magic=Made(Named("os", "system"), ("touch pwned",)))
     with path.open("rb") as file:
@@ -96,7 +96,7 @@ def test_what_does_not_add_up_is_refused(tmp_path, content, said):
 
 
 def test_a_few_bytes_do_not_ask_for_much_memory_or_time(tmp_path):
-    entry = b"\x80\x02Nr" + (2**31 - 1).to_bytes(4, "little") + b"."  # LONG_BINPUT: a number of the memo
+    entry = b"\x80\x02Nr" + (2**31 - 1).to_bytes(4, "little") + b"."  # LONG_BINPUT: write at a huge memo index
     doubled = b"\x80\x02}N" + b"2\x86" * 60 + b"Ns."  # a pair of a pair of ..., as a key: its hash takes 2^60 steps
     for name, content in (("entry.pth", entry), ("doubled.pth", doubled)):
         (tmp_path / name).write_bytes(content)

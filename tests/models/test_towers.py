@@ -1,4 +1,4 @@
-"""Two towers of any networks: names, embeddings, locked towers, weights of their checkpoints."""
+"""Tests of `towers`: embeddings, scale and bias, locked towers, checkpoints of each network, and errors."""
 
 import batches
 import jax
@@ -72,7 +72,7 @@ def test_locked_towers_keep_their_weights_and_their_projections_learn():
     assert "images_projection/kernel" in moved and "texts_projection/kernel" in moved
     assert not any(name.startswith("images/") for name in moved)
     assert any(name.startswith("texts/") for name in moved)
-    np.testing.assert_array_equal(outputs(model, train=True).embedding, outputs(model).embedding)  # no dropout
+    np.testing.assert_array_equal(outputs(model, train=True).embedding, outputs(model).embedding)  # locked: no dropout
     assert np.any(np.asarray(outputs(built(), train=True).embedding) != outputs(built()).embedding)
 
 

@@ -1,4 +1,4 @@
-"""Vision families are what transformers and timm compute, and their checkpoints come in and go out unchanged."""
+"""Tests of vision families: parity with transformers and timm, checkpoints, bfloat16, padding, and errors."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ every_reference = pytest.mark.parametrize("name", REFERENCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of a reference by its name: its Hugging Face folder."""
+    """Return a function from a reference's name to its Hugging Face folder, which is written once."""
     return functools.cache(lambda name: parity.write_folder(tmp_path_factory.mktemp(name), parity.reference(name)))
 
 

@@ -1,4 +1,4 @@
-"""One step is the same step on one device, on every mesh, and under pmap: loss, metrics, state and gradients."""
+"""Check that a step gives the same gradients, state, metrics and scores on one device, on meshes, and under pmap."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.rules import stage
 from jaxdistill.run.views import StageView
 
-# two layers and more: from two on, an unconstrained network is silently wrong on (2, 2, 2)
+# Most have two or more layers: from two on, networks without constraints have silently wrong gradients on (2, 2, 2).
 FAMILIES = {
     "bert": "bert(vocabulary=10, width=16, depth=2, heads=2, ffn=24, classes=10, dropout=0.2)",
     "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
@@ -45,20 +45,20 @@ FAMILIES = {
     "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
-THIN = "mlp(widths=(16, 12, 8), classes=10, dropout=0.3)"  # three layers too, by which steps are told apart
+THIN = "mlp(widths=(16, 12, 8), classes=10, dropout=0.3)"  # the network of most cases that compare steps
 TOKENS = ("decoder", "chunked")  # families with a label for each token
 TEACHERS = {
-    "mlp": ("mlp", "vit"),  # unlike each other
-    "resnet": ("mlp", "resnet"),  # with state and without
+    "mlp": ("mlp", "vit"),  # two different architectures
+    "resnet": ("mlp", "resnet"),  # one without state, one with
     "decoder": ("decoder", "decoder"),
     "chunked": ("decoder",),
-}  # else an mlp
+}  # the teacher of other families is an mlp
 EVALUATED = ("mlp", "resnet", "decoder")
 DERIVATIVES = ("jacobian", "loss_gradients(layers='last')")
 
 
 class Case(NamedTuple):
-    """What one step is made of, and whether what came of it is evaluated."""
+    """The student, teachers, step and further options of a case, and whether its student is evaluated."""
 
     family: str
     teachers: tuple[str, ...]
@@ -76,7 +76,8 @@ CASES |= {
     for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
 }
 CASES["bert, heads"] = Case("bert", ("bert",), terms=("minilm",))  # heads are split over the axis tensor
-# ranges are kept while nothing is rounded yet: rounded inputs would make much of a difference in the last bit
+# Inputs stay unrounded, because rounding would turn a difference in the last bit into a large one. Running ranges are
+# updated before rounding starts.
 CASES["decoder, rounded"] = Case("decoder", ("decoder",), quantized="aware(weights=4, inputs=0, scales='learned')")
 CASES["mlp, ranges"] = Case("mlp", ("mlp",), quantized="aware(ranges='running', start=0.5)")
 CASES["mlp, masks"] = Case("mlp", ("mlp",), masks="sparse(share=0.5, by='wanda', start=0.0, end=0.0)")
@@ -86,13 +87,13 @@ CASES |= {
     for each in STEPS.values()
     for e in each
 }
-del CASES["thin, offline"]  # all of the above
+del CASES["thin, offline"]  # the cases above have this step
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
 
 def batch(family: str = "mlp") -> dict[str, np.ndarray]:
-    """Whatever a family may read; of the tokens, ever fewer count from row to row."""
+    """Return all fields that a family may read; row r has 1 + r % 8 real tokens, and rows from VALID on are padding."""
     draw = np.random.default_rng(0)
     image = draw.integers(0, 255, (ROWS, 8, 8, 1), dtype=np.uint8)
     mask = (np.arange(ROWS) < VALID).astype(np.float32)
@@ -141,7 +142,7 @@ def one_step(case: str, layout: str, start: dict[str, np.ndarray] | None = None)
     """Take one step; return its gradients, state, metrics and scores on the host, the state before it, and the engine.
 
     Args:
-        start: the train state to begin with, flat; None: the engine's own.
+        start: the train state to begin with, as a flat dict; None means that the engine initialises it.
     """
     step, evaluate, values = parts(CASES[case])
     rows = batch(CASES[case].family)
@@ -170,7 +171,7 @@ def one_step(case: str, layout: str, start: dict[str, np.ndarray] | None = None)
 
 
 def value_of(metric: Any) -> Any:
-    """The value of a metric; of the predictions of rows their confidence, in the order of the global batch."""
+    """Return the value of a metric, or the confidence of each row's prediction in the order of the global batch."""
     return metric.values["confidence"] if isinstance(metric, PerRow) else metric.compute()
 
 
@@ -189,10 +190,12 @@ LAYOUTS = [
     *((case, "mixed") for case in CASES if case != "mlp"),
     *((case, "pmap") for case in CASES),
 ]
-INITIALISED = ("mlp", "bert, heads")  # on their layout; all others continue what one device began: compiling costs most
+# These initialise on their own layout; the others start with the state of one device, which saves compilation.
+INITIALISED = ("mlp", "bert, heads")
 
 
-# "mixed" has all three axes; blocks of a vit are those of a bert; what a step may forget is a sum under pmap
+# The fast cases: "mixed" has all three axes, bert represents the transformers, and pmap shows a sum over devices that a
+# step forgot.
 @pytest.mark.sampled("mlp-mixed", "bert, heads-mixed", "resnet-pmap", "thin, routing-pmap")
 @pytest.mark.parametrize(("case", "layout"), LAYOUTS)
 def test_a_step_is_the_same_on_every_layout(case, layout, reference):
@@ -213,7 +216,7 @@ def test_parameters_are_split_and_never_whole_on_one_device():
 
 
 class Plain(nnx.Module):
-    """A user's module that has never heard of meshes, or only in its first layers."""
+    """A user's flax module that constrains the sharding of its first `constrained` activations, and of no others."""
 
     def __init__(self, rngs, constrained=0):
         self.constrained = constrained
@@ -231,13 +234,13 @@ class Plain(nnx.Module):
 
 
 def constraints(model, shapes, mesh):
-    """Checks the rule about activations on a model by itself."""
+    """Apply the rule `activations_are_constrained` to a model alone."""
     parts = SimpleNamespace(student=model)
     stage.activations_are_constrained(Mock(StageView, mesh=mesh, parts=parts, shapes={"train": shapes}))
 
 
 def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():
-    """Its gradients were wrong by 0.1 on (2, 2, 2), and right on every mesh with an axis of 1."""
+    """Check a (2, 2, 2) mesh, where gradients were wrong by 0.1, and meshes with an axis of 1, where they are right."""
     module = lambda n: from_nnx(lambda rngs, batch: Plain(rngs, n), lambda m, batch, train, key: m(batch["image"]))
     plain = module(0)
     look = lambda family: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(family).items()}

@@ -1,6 +1,6 @@
-"""The rows of a batch reach the devices that they belong to: in two processes, on meshes of mixed order, and with pmap.
+"""Check that each device gets its rows of a batch: in two processes, with devices in any order, and under pmap.
 
-`python test_rows.py PROCESS PORT` is one of the two processes.
+`python test_rows.py PROCESS PORT` runs one of the two processes.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxdistill.parallel.compile import local_row_numbers, put_rows
 from jaxdistill.parallel.pmap import pmap_engine
 
 ROWS = np.arange(48, dtype=np.float32).reshape(16, 3)  # a global batch
-ORDERS = (  # meshes of the devices 0 and 1 of the first process, 2 and 3 of the second
+ORDERS = (  # devices of each mesh: 0 and 1 belong to the first process, 2 and 3 to the second
     [[[0], [1]], [[2], [3]]],
     [[[0], [2]], [[1], [3]]],
     [[[3], [0]], [[2], [1]]],
@@ -61,7 +61,7 @@ def test_two_processes_put_their_rows_where_they_belong():
 
 
 def test_pmap_initialises_from_the_whole_batch_and_splits_it_by_rows():
-    """A step whose state is the batch itself."""
+    """Check the batches that `init` and `update` receive, with a step that stores them in its state."""
 
     def init(key, teachers, batch, start):
         return TrainState(jnp.zeros((), jnp.int32), {}, {"batch": batch}, (), key)

@@ -1,4 +1,4 @@
-"""A mistake is one message with path, value and cure, before anything compiles or a file is written; exit code 2."""
+"""Check that a mistake in a config gives one message and exit code 2, before anything compiles or is written."""
 
 import inspect
 import json
@@ -26,12 +26,12 @@ from jaxdistill.run.validate import RULES
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXDISTILL_DATA", str(tmp_path_factory.mktemp("data")))  # what is known depends on what is there
+        patch.setenv("JAXDISTILL_DATA", str(tmp_path_factory.mktemp("data")))  # messages must not depend on local data
         yield
 
 
 def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str:
-    """The message of a run that must be refused, which compiles nothing and leaves the workdir as it was."""
+    """Return the message of a run that must be refused, and check that it compiles nothing and changes no file."""
     files = sorted(workdir.rglob("*"))
     before = len(runs.compilations)
     assert runs.run(workdir, *words, source=source) == 2
@@ -60,7 +60,7 @@ def test_a_mistake_is_one_message_with_path_value_and_cure(mistake, tmp_path, mo
     assert message.startswith(f"{path}: ")
     assert value in message
     assert cure in message
-    assert list(tmp_path.iterdir()) == []  # no workdir, and nobody touched `pwned`
+    assert list(tmp_path.iterdir()) == []  # no workdir, and no file `pwned` of a spec that was run as code
 
 
 @pytest.mark.parametrize("word", ["--config.steps", "steps=3", "--steps=3", "--verbose"])
@@ -70,7 +70,7 @@ def test_a_word_that_is_no_change_is_shown_how_changes_are_written(word, tmp_pat
     assert ("Write --config.steps=VALUE" if word == "--config.steps" else "--config.a.b=value") in message
 
 
-# what is wrong with a config file: (its text, what the message says)
+# Faults of a config file: (the text of the file, what the message says).
 FILES = {
     "no get_config": ("steps = 3\n", "has no function get_config()"),
     "get_config of something else": ("def get_config():\n    return {'steps': 3}\n", "returned dict; return make(...)"),
@@ -188,7 +188,7 @@ def test_what_resembles_a_mistake_is_taken(changes, tmp_path):
     ],
 )
 def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if the checkpoint existed
     words = (f"--config.teachers.big.{change}", "--config.teachers.big.checkpoint=somewhere")
     message = refused(capsys, tmp_path / "run", *words)
     assert message.startswith(f"teachers.big.{change.split('=')[0]}: ")
@@ -215,7 +215,7 @@ def test_a_broken_config_json_is_named(text, tmp_path, capsys):
 
 
 def written(folder: Path, **differences) -> Path:
-    """A config file: the tiny run with other sections."""
+    """Write a config file: the tiny run with other sections."""
     file = folder / "other.py"
     file.write_text(
         f"from jaxdistill.config import differ, load\n"
@@ -244,7 +244,7 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
-    """The folder of a run that trained the tiny run's teacher."""
+    """Write a checkpoint of the tiny run's teacher, and return its run folder."""
     folder = tmp_path_factory.mktemp("teacher")
     image = {"image": jax.ShapeDtypeStruct((32, 8, 8, 1), "uint8")}
     params, state = jax.jit(lambda key: network().init(key, image))(jax.random.key(0))
@@ -285,7 +285,7 @@ def test_an_unreadable_checkpoint_is_named(damage, teacher, tmp_path, capsys):
 
 @pytest.fixture
 def begun(tmp_path) -> Path:
-    """A workdir that belongs to the tiny run."""
+    """Return a workdir that holds the config of the tiny run."""
     (tmp_path / "run").mkdir()
     config = runs.load().to_dict()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": config}))
@@ -338,7 +338,7 @@ def test_a_process_of_its_own_says_the_same(mistake, tmp_path):
 
 @pytest.mark.parametrize(("change", "package"), [("stepss=3", "jax"), ("data.name=nonesuch", "scipy.stats")])
 def test_a_mistake_imports_nothing_slow_that_it_does_not_need(change, package):
-    """Three seconds are easily kept where JAX is not even imported; scipy.stats alone takes 0.6 of them."""
+    """Check what is imported, as a mistake must be told within three seconds (scipy.stats alone takes 0.6)."""
     code = f"""
 import sys
 from jaxdistill.main import run

@@ -1,4 +1,4 @@
-"""Mistakes of language models, told before anything compiles: what does not fit a vocabulary, a mesh, a context."""
+"""Check that configs of language models that do not fit their vocabulary, mesh or context are refused early."""
 
 import io
 
@@ -24,7 +24,7 @@ TEACHER = DECODER.format(9, 12, 64)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A config of a student and a teacher that is trained, and folders of tokenizers."""
+    """Return a config of a student and a trained teacher, and the folders of tokenizers by name."""
     home = tmp_path_factory.mktemp("world")
     folders = written(home)
     batch = {"input_ids": np.zeros((2, 8), np.int32)}
@@ -178,7 +178,7 @@ def test_a_cache_of_another_tokenizer_is_refused(world, kept, tmp_path):
     assert said.startswith("teachers.big.cache: ") and "is stale: data.tokens was" in said
     tokenizer = folders["words"] / "tokenizer.json"
     text = tokenizer.read_text()
-    tokenizer.write_text(text.replace('"a"', '"A"'))  # of the same name
+    tokenizer.write_text(text.replace('"a"', '"A"'))  # its path stays the same
     try:
         assert "is stale: data.words was" in refused(kept, tmp_path / "run")
     finally:

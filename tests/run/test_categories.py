@@ -1,4 +1,4 @@
-"""A table of categories that is too small is named before anything is trained."""
+"""Check that an embedding table with too few rows for the categories is refused before anything is trained."""
 
 import numpy as np
 import pytest

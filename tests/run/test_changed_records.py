@@ -1,4 +1,4 @@
-"""Records that change between two parts of a run are noticed, and other numbers of steps are told."""
+"""Check that a resumed run notices inputs (records, tokenizers, weights, files) that changed since it began."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
             jaxdistill.distill(changed, tmp_path / "run", QUIET)
         assert str(error.value).startswith("data.name: ")
     assert contents(tmp_path / "run") == before, "what is refused changes nothing"
-    (tmp_path / "run" / FILE).write_text("{}")  # damaged: written again, as by a run of an earlier version
+    (tmp_path / "run" / FILE).write_text("{}")  # a damaged file is written again, and refuses nothing
     jaxdistill.distill(differ(config, steps=4), tmp_path / "run", QUIET)
     assert json.loads((tmp_path / "run" / FILE).read_text())["contents"] != known
 
@@ -82,7 +82,7 @@ def test_another_number_of_steps_is_told():
 
 
 def kept_in(folder_of_arrays: str, split: str):
-    """Records from one file for each split, as a user's own data set has them."""
+    """Return the records of a split, each split from a file of its own, as in a user's own data set."""
     with np.load(f"{folder_of_arrays}/{split}.npz") as arrays:
         return [{"image": x, "label": y} for x, y in zip(arrays["x"], arrays["y"], strict=True)]
 
@@ -187,7 +187,7 @@ def test_hashes_of_another_run_are_refused(name, home, tmp_path):
 def test_a_teacher_whose_last_checkpoint_is_gone_is_told(home, tmp_path, capsys):
     jaxdistill.distill(alone(home, steps=2), tmp_path, QUIET)
     place = tmp_path / "student" / "checkpoints"
-    (place / "manifests" / "2.json").rename(place / "manifests" / "1.json")  # as if there were an earlier one
+    (place / "manifests" / "2.json").rename(place / "manifests" / "1.json")  # as if step 2 were lost
     shutil.move(place / "steps" / "2", place / "steps" / "1")
     content = seal.read(place / "manifests" / "1.json", {})
     seal.write(place / "manifests" / "1.json", {**content, "step": 1})
@@ -205,7 +205,7 @@ def test_a_graph_that_changes_is_noticed(home, tmp_path):
     graph.write_text(graph.read_text().replace("[0, 1, 1.0]", "[0, 2, 1.0]"))
     with pytest.raises(DamageError, match=r"graph\.json has changed since .* delete its key 'seal'"):
         jaxdistill.distill(config, tmp_path / "run", QUIET)
-    graph.write_text(json.dumps({"names": ["a", "b", "c"], "edges": [[0, 2, 1.0]]}))  # as somebody else writes one
+    graph.write_text(json.dumps({"names": ["a", "b", "c"], "edges": [[0, 2, 1.0]]}))  # other programs write no seal
     with pytest.raises(ConfigError, match=r"^objective\.near\.term: a file that it reads changed since the run"):
         jaxdistill.distill(config, tmp_path / "run", QUIET)
 
@@ -264,7 +264,7 @@ def test_a_missing_hash_of_a_selection_is_told(home, tmp_path, capsys):
     (tmp_path / "student/checkpoints/manifests/1.json").touch()
     (tmp_path / "selection.json").write_text("{}")
     for state in ("damaged", "missing"):
-        assert subset.check_selection(tmp_path, data, np.arange(2))  # to be written again
+        assert subset.check_selection(tmp_path, data, np.arange(2))  # the hash is written again
         said = f"note: {tmp_path / 'selection.json'} is {state}: it cannot be checked whether the run began with these"
         assert said in capsys.readouterr().err
         (tmp_path / "selection.json").unlink(missing_ok=True)

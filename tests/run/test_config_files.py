@@ -1,4 +1,4 @@
-"""Config files that cannot be used: what a preset is called, and what takes none."""
+"""Check that a config file gets the name of a preset only if its `get_config()` takes one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every preset is one that a run would take, and every command that a document gives can be given."""
+"""Check that a run would accept every preset, and that every command in the documents is valid."""
 
 import ast
 import importlib.util
@@ -43,7 +43,7 @@ VOCABULARIES = {"runs/topics/used": 30522, "runs/topics/most": 30522, "runs/smol
 
 
 def words(file: Path) -> list[str]:
-    """What may follow the file's name: the keys of the table that its get_config looks a word up in."""
+    """Return the presets of a config file: the keys of the tables in which its get_config looks a name up."""
     body = ast.parse(file.read_text()).body
     (made,) = (node for node in body if getattr(node, "name", "") == "get_config")
     if not made.args.args:
@@ -65,7 +65,7 @@ PRESETS = [f"{file}:{word}".removesuffix(":") for file in CONFIGS for word in wo
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Checkpoints that are nothing but their configs, and what earlier commands would have left in the folder."""
+    """Set up checkpoints that consist of their configs alone, and the vocabularies that earlier commands leave."""
 
     def opened(text):
         shipped = runs.ROOT / text / "config.json"
@@ -90,7 +90,7 @@ def test_a_preset_that_is_none_is_told_with_those_that_are(file):
 
 
 def left_by_a_command(folder, which):
-    """The step of a checkpoint that a command in some preset's docstring leaves there."""
+    """Return step 1 of a checkpoint, if a command in the docstring of a preset would leave one in the folder."""
     given = [shlex.split(command) for file in CONFIGS for command in commands(file) if "--workdir" in command]
     runs_of = [Path(words[words.index("--workdir") + 1]) for words in given]
     assert folder in [run / "student" / "checkpoints" for run in runs_of], f"no preset's command leaves {folder}"
@@ -139,7 +139,7 @@ DOCUMENTS += [*(runs.ROOT / "experiments").rglob("*.md"), *(runs.ROOT / "tpu").g
 
 
 def commands(file: Path) -> list[str]:
-    """The commands of a document, from the module on: until the line, the quotation or the remark ends."""
+    """Return the `python -m` commands of a document, from the module on and without remarks after them."""
     text = file.read_text() if file.suffix != ".py" else ast.get_docstring(ast.parse(file.read_text())) or ""
     text = re.sub(r"(?m)^\t@echo .*", "", text.replace("\\\n", " "))
     text = re.sub(
@@ -167,7 +167,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     if module == "jaxdistill.main" and command == "train":
         known, more = train.parser().parse_known_args(rest)
         chosen = known.config or presets.find(known.preset)
-        if not chosen.startswith(("runs/", "mine.py")):  # a config that an earlier command, or the reader, has left
+        if not chosen.startswith(("runs/", "mine.py")):  # these are left by an earlier command or the reader
             override(load_config(chosen), parse_changes(more))
     elif module == "jaxdistill.main" and command == "plan":
         assert planning.run(rest) == 0
@@ -183,8 +183,8 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
         spec = importlib.util.find_spec(module)
         home = importlib.util.find_spec(f"{module}.__main__") if spec and spec.submodule_search_locations else spec
         assert home and home.origin
-        with runs.registries_as_found():  # a study registers parts of its own
-            importlib.import_module(home.name)  # which an earlier change may have broken
+        with runs.registries_as_found():  # a study registers its own parts
+            importlib.import_module(home.name)  # fails if the module is broken
         options = [word.partition("=")[0] for word in rest if word.startswith("--")]
         words = Path(home.origin).read_text()
         for shared in (

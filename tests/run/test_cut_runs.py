@@ -1,4 +1,4 @@
-"""A student that is cut out of a trained model: units are chosen once, before its training, and kept."""
+"""Tests of runs whose student is cut out of a trained model: its units are chosen once, before its training."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def cut_config(home, student=CUT, family="bert", **more):
 
 @pytest.fixture(scope="module")
 def run(home):
-    """A folder of a finished run."""
+    """Return the folder of a finished run with a cut student."""
     folder = home / "runs" / "cut"
     jaxdistill.distill(cut_config(home), folder, QUIET)
     return folder
@@ -74,7 +74,7 @@ def test_student_and_control_start_with_the_weights_of_the_teacher(home, tmp_pat
             found[name].params["head/out/kernel"], found["teacher big"].params["head/out/kernel"]
         )
     assert units(tmp_path)["layers"] == [1] and units(tmp_path)["heads_by"] == ""
-    ours, theirs = (answers(tmp_path, place) for place in ("student", "teachers/big"))  # at rate 0 it answers as before
+    ours, theirs = (answers(tmp_path, place) for place in ("student", "teachers/big"))  # rate 0 changes no answer
     before = {
         "agreement": np.mean(np.equal(ours["predicted"], theirs["predicted"])),
         "accuracy": np.mean(np.equal(ours["predicted"], ours["label"])),
@@ -264,4 +264,4 @@ def test_the_console_tells_the_agreement_once(home, tmp_path):
 
     text = io.StringIO()
     jaxdistill.distill(cut_config(home, steps=1), tmp_path, Console(file=text, width=400))
-    assert text.getvalue().count("Before its training, it gave") == 2  # as the training begins, and in the summary
+    assert text.getvalue().count("Before its training, it gave") == 2  # at the start of training, and in the summary

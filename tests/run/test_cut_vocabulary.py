@@ -1,4 +1,4 @@
-"""A student with fewer rows in its embedding table than there are tokens: frequent ones stay, others are unknown."""
+"""Tests of students that embed only the most frequent tokens, and read all others as the unknown token."""
 
 import json
 
@@ -27,7 +27,7 @@ def cut_config(home, student, **more):
 
 
 def test_rows_of_tokens_that_never_occur_change_no_answer(home, tmp_path, capsys):
-    config = cut_config(home, "cut(teacher='big', vocabulary=11)", steps=1, rate="0.0")  # of 12: <end> goes
+    config = cut_config(home, "cut(teacher='big', vocabulary=11)", steps=1, rate="0.0")  # all 12 tokens but <end>
     found = jax.device_get(jaxdistill.distill(config, tmp_path, QUIET).variables)
     kept = json.loads((tmp_path / cutting.FILE).read_text())["units"]["vocabulary"]
     assert [WORDS[n] for n in kept] == [word for word in WORDS if word != "<end>"]

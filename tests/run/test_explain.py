@@ -1,4 +1,4 @@
-"""`jaxdistill explain`: bits of the teacher, beside control and untrained network, in a table and on the page."""
+"""Tests of `jaxdistill explain`: bits from the teacher in the student, its control and an untrained network."""
 
 import numpy as np
 import own_runs
@@ -19,7 +19,7 @@ MODEL = {"model": "mlp(widths=(16,), classes=5)"}
 
 
 def directions(split: str, seed: int = 0):
-    """Points of eight numbers, of the class with the nearest of five directions; a third of the labels is wrong."""
+    """Return points in 8 dimensions, labelled by the largest of five projections; a third of the labels is random."""
     draw = np.random.default_rng((seed, len(split)))
     points = draw.normal(size=(400, 8)).astype(np.float32)
     labels = (points @ np.random.default_rng(0).normal(size=(8, 5))).argmax(1)
@@ -51,7 +51,7 @@ def config_of(**more):
 
 @pytest.fixture(scope="module")
 def made(home):
-    """Runs with a teacher, with another teacher, and three on labels alone."""
+    """Train a run with a teacher, one with another seed (so another teacher), and three on labels alone."""
     alone = config_of(teachers={}, objective={"cross_entropy": {}})
     configs = {"taught": config_of(), "other": config_of(seed=9)}
     configs |= {str(seed): differ(alone, seed=seed) for seed in (1, 2, 3)}
@@ -108,7 +108,7 @@ def test_a_changed_explanation_is_told_and_left_out(made, capsys):
 
 
 def other_records(folder):
-    """The folder of a run on other test records."""
+    """Train a run on other test records, and return its folder."""
     data = {"name": "directions(seed=1)"}
     config = differ(config_of(teachers={}, objective={"cross_entropy": {}}, steps=1), data=data)
     jaxdistill.distill(config, folder / "run", QUIET)

@@ -1,4 +1,4 @@
-"""`jaxdistill export`: the file is run on the test records by its own runtime, and is set aside if it disagrees."""
+"""Tests of `jaxdistill export`: a file is run on the test records, and set aside if it departs from its model."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_pictures_and_other_texts_are_exported_too(family, trained):
     assert command("export", run, "--to", "onnx", "--records", "7") == 0
     about = seal.read(run / "student/exports/onnx/export.json", {"measured": dict})
     assert about["records"] == 7 and about["measured"]["largest"] < 1e-5 and about["measured"]["same"] == 1
-    assert about["measured"]["accuracy"] == about["measured"]["expected_accuracy"] > 0  # of a language model: of tokens
+    assert about["measured"]["accuracy"] == about["measured"]["expected_accuracy"] > 0  # language models: of tokens
 
 
 def test_a_language_model_runs_in_llama_cpp(trained, capsys):
@@ -119,7 +119,7 @@ def test_an_embedder_is_compared_by_its_embeddings(home, trained):
 
 
 def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypatch, capsys):
-    """A planted bug: the tanh of the pooler, or of an activation, is the identity."""
+    """Check that a planted bug (`rsqrt` in normalisations computes a square) is found and located."""
     run = home / "runs" / "departs"
     shutil.copytree(trained("bert"), run)
     place = run / "student" / "exports"
@@ -130,7 +130,7 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
     captured = capsys.readouterr()
     assert "outputs differ by" in captured.err and captured.err.count("\n") == 1
     assert "hidden_states/0 of 2 is the first that differs by more than 0.0001" in captured.err
-    assert "onnx (set aside)" in captured.out  # the table, with the numbers of the file that is wrong
+    assert "onnx (set aside)" in captured.out  # the table shows the wrong file, too
     assert (place / "onnx.rejected").is_dir() and not (place / "onnx").exists()
     assert seal.read(place / "onnx.rejected" / "export.json", {"problem": str})["problem"]
     monkeypatch.undo()
@@ -160,7 +160,7 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
 )
 def test_a_wrong_command_is_one_line(words, said, trained, capsys):
     run = trained("bert")
-    capsys.readouterr()  # what its making has said
+    capsys.readouterr()  # drops the output of the training
     assert command("export", run, *words) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1

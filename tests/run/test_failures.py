@@ -1,4 +1,4 @@
-"""Whatever a command raises is one line and an exit code; a bug of ours says where its traceback lies."""
+"""Check that any error of a command becomes one line and an exit code, and that a bug of ours keeps its traceback."""
 
 import errno
 import functools
@@ -21,7 +21,7 @@ from jaxdistill.run.exit_codes import DIVERGED, MISTAKE
 
 
 def told(error: BaseException, capsys, **options) -> tuple[int, str]:
-    """Exit code and stderr of a command that raises this error."""
+    """Return the exit code and stderr of a command that raises this error."""
 
     def work():
         raise error
@@ -103,7 +103,7 @@ def test_a_stopped_part_of_a_study_has_its_own_exit_code(capsys):
 
 
 def ours():
-    """Raises in our own code, as a bug would."""
+    """Raise an error in our own code, as a bug would."""
     failures.explain(None, None)  # type: ignore[call-arg]
 
 
@@ -189,7 +189,7 @@ def test_the_command_knows_debug(capsys, monkeypatch):
 
 
 def test_the_reader_of_the_output_may_go(tmp_path):
-    """As in `jaxdistill train --help | head -1`."""
+    """Check that a closed pipe gives no traceback, as in `jaxdistill train --help | head -1`."""
     command = [sys.executable, "-m", "jaxdistill.main", "train", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""Flipped bits: in any file that a run left, at any place, none changes a result in silence."""
+"""Check that no flipped bit, at any place in any file that a run left, changes a result unnoticed."""
 
 import contextlib
 import shutil
@@ -29,7 +29,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
-    """A run from a teacher's cache, with the cache and the teacher's run."""
+    """Return a folder with the run of a teacher, the cache of its outputs, and a run that trains from this cache."""
     home = tmp_path_factory.mktemp("left")
     assert runs.run(home / "taught", *WORDS) == 0
     assert command("cache", home) == 0
@@ -53,15 +53,16 @@ def command(name: str, home: Path) -> int:
 
 def results(home: Path) -> dict[str, Any]:
     rows = [runs.without_latency(row) for row in runs.results(home / "run")["rows"]]
-    # by Orbax, unchecked; a finished run does not read its moments, which are checked when it goes on
+    # Orbax reads these arrays without our checksums. The optimiser's state is left out: a finished run does not read
+    # it, and a run that goes on checks it.
     saved = runs.saved(home / "run" / "student", without="opt_state/")
     return {"rows": rows} | {name: x.tobytes() for name, x in saved.items()}
 
 
 def files(home: Path) -> list[Path]:
-    """Every file that a run reads again; what it only writes (logs, pages) is left out.
+    """Return every file that a run reads again; files that it only writes (logs, pages) are left out.
 
-    Their order is the same in every run: the names of some files of a checkpoint are drawn at random.
+    The order is the same in every run, although some files of a checkpoint have random names.
     """
     only_written = (".html", ".jsonl", ".svg", ".png")
     every = (f for f in home.rglob("*") if f.is_file() and f.stat().st_size and f.name != "lock")
@@ -71,13 +72,13 @@ def files(home: Path) -> list[Path]:
 
 
 def flipped_is_harmless(home: Path, whole: Path, file: Path, draw: np.random.Generator) -> str:
-    """Flips a bit, and runs the same commands again: the results are the same, or the command has refused.
+    """Flip a bit, run the same commands again, and check that they refuse or give the same; return "refused" or "same".
 
     Args:
-        home: where the run is; as found again at the end.
-        whole: a copy of it.
-        file: the file that changes, below `home`.
-        draw: decides which bit.
+        home: folder of the runs, which is restored at the end.
+        whole: a copy of this folder.
+        file: the file in which a bit flips, relative to `home`.
+        draw: random generator that chooses the bit.
     """
     wanted = results(whole)
     runs.flip(home / file, int(draw.integers((home / file).stat().st_size)), 1 << int(draw.integers(8)))
@@ -101,7 +102,7 @@ def test_a_flip_in_each_kind_of_file(left, whole, capsys):
         kinds.setdefault((file.parts[0], file.suffix, file.parent.name if not file.suffix else ""), file)
     assert len(kinds) >= 12
     said = [flipped_is_harmless(left, whole, file, draw) for file in kinds.values()]
-    assert said.count("same") > len(said) / 2  # most can be made again, or are there twice
+    assert said.count("same") > len(said) / 2  # most files can be made again, or exist twice
 
 
 @pytest.mark.slow
@@ -115,7 +116,7 @@ def test_thirty_flips_anywhere(seed, left, whole, capsys):
 
 @pytest.mark.slow
 def test_flips_in_a_record_never_load_as_another_config(left, tmp_path):
-    """Of the two readers of a record, the one that repeats a run."""
+    """Check that a flipped bit in config.json is refused or changes nothing that is loaded."""
     draw, whole = np.random.default_rng(1), (left / "taught" / "config.json").read_bytes()
     config = load_config(str(left / "taught" / "config.json"), trust_source=True)
     shutil.copytree(left / "taught", tmp_path / "run")
@@ -130,7 +131,7 @@ def test_flips_in_a_record_never_load_as_another_config(left, tmp_path):
 
 
 def as_checkpoint(folder: Path) -> list[np.ndarray]:
-    """The arrays and the architecture of a model that begins with the checkpoint in a folder."""
+    """Return the arrays and the architecture of a model that starts from the checkpoint in a folder."""
     spec = f"pretrained({str(folder)!r}, classes=0)"
     model = registry.models.build(spec, "student.model")
     shapes = jax.eval_shape(model.init, jax.random.key(0), {"input_ids": np.zeros((1, 4), np.int32)})
@@ -140,7 +141,7 @@ def as_checkpoint(folder: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("how", ["flipped", "removed"])
 def test_no_file_of_a_model_folder_changes_an_embedding_in_silence(how, home, trained, tmp_path):
-    """The folder is read in two ways: as the model of its run, and as the checkpoint that another model begins with."""
+    """Check both ways of reading the folder: as the model of its run, and as the checkpoint of another model."""
     model = f"pretrained({str(trained('bert') / 'teachers' / 'big' / 'hub')!r}, classes=0)"
     config = unlabelled(home, model, teachers={"big": {"model": model}}, objective={"logit_mse": {}}, steps=1)
     jaxdistill.distill(config, tmp_path / "run", QUIET)

@@ -1,4 +1,4 @@
-"""What a plan counts: FLOPs of a step, what devices send to each other, and each device's share."""
+"""Tests of the counts of a plan: FLOPs of a step, bytes that devices send, and the share of each device."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def _models(config):
 
 
 def test_flops_are_those_that_the_compiler_counts_where_there_is_no_loop():
-    """Broad layers, so that what is no product is little of it."""
+    """Check against the count of XLA; the layers are wide, so that matrix products are nearly all of it."""
     config = override(
         load_config(str(runs.TINY)), [("student.model", "mlp(widths=(512, 512), classes=4)"), ("batch_size", "64")]
     )
@@ -90,7 +90,7 @@ def test_a_mesh_changes_no_flops_and_remat_adds_the_layers_once_more(_drawn):
     again = flops(step_of(decoder(student={"model": f"decoder({SIZES}, depth=3, remat='full')"}), 8).jaxpr).total
     tokens, width, heads, ffn = 8 * 16, 16, 32, 32
     layer = 2 * tokens * (width * (2 * heads + 2 * 16) + 3 * width * ffn) + 2 * 2 * 8 * 4 * 16 * 16 * 8
-    kept = 2 * tokens * width * ffn  # of the last product of a layer nothing is needed again
+    kept = 2 * tokens * width * ffn  # no gradient needs the last product of a layer again
     assert again - mesh == 3 * (layer - kept)
 
 
@@ -109,14 +109,14 @@ def test_collectives_are_counted_in_every_turn_with_what_is_sent():
     x, kernels = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((6, 64, 64), jnp.float32)
     found = device_work(step.lower(x, kernels).compile().as_text(), 8)
     gather = found.collectives["all-gather"]
-    assert gather.bytes == pytest.approx(6 * 64 * 64 * 4 * 7 / 8)  # its eighth, passed on to seven others
-    assert found.flops == 6 * 2 * 4 * 64 * 64  # by every device
+    assert gather.bytes == pytest.approx(6 * 64 * 64 * 4 * 7 / 8)  # a device sends 7/8 of it in a ring
+    assert found.flops == 6 * 2 * 4 * 64 * 64  # every device computes the whole product
 
 
 @pytest.mark.sampled("rows")
 @pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["rows", "tensor"])
 def test_a_device_does_its_share(mesh, _drawn):
-    """Of heads and widths too where they are split: 1.7 times as much if each of a group does what the others do."""
+    """Check that devices split the FLOPs; they would sum to 1.7 times as many if a tensor group repeated its work."""
     step = step_of(decoder(mesh=mesh))
     found = device_work(step.lower().compile().as_text(), 8)
     assert found.flops * 8 == pytest.approx(flops(step.jaxpr).total, rel=0.02)
@@ -156,7 +156,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_the_text_of_a_tpu_is_read_too():
-    """Six turns: the first stands before the loop. A stack of products is a convolution with holes there."""
+    """Check the counts in a loop from 1 to 7, so of six turns; TPUs write a batch of products as a convolution."""
     found = device_work(TPU, 8)
     assert found.collectives == {
         "all-gather": (6, 6 * 3 * 4 * 8 * 2),

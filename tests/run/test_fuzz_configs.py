@@ -1,4 +1,4 @@
-"""A fuzz over whole configs: whatever a config holds, it is taken, or refused in one line."""
+"""Fuzz tests of whole configs: each is accepted, or refused in one line."""
 
 import inspect
 import time
@@ -18,7 +18,7 @@ from jaxdistill.run.distill import check_config
 from jaxdistill.run.own_parts import REGISTRIES
 from jaxdistill.run.schema import SCHEMA, OpenSection
 
-SECONDS = 10  # until a config is refused or taken
+SECONDS = 10  # limit for accepting or refusing a config
 EXTREMES = [0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, 2**63, -(2**63), 10**30, 0.0, -0.0, 0.5, 1.0, 1e-300, 1e300]
 ODD_FLOATS = [float("inf"), float("-inf"), float("nan")]
 TEXTS = [
@@ -39,7 +39,7 @@ TEXTS = [
     "train[",
     "🙂",
 ]
-NOT_TRIED = {"pretrained", "processed"}  # these read the hub
+NOT_TRIED = {"pretrained", "processed"}  # these read from the Hugging Face hub
 
 numbers = st.sampled_from(EXTREMES) | st.integers(-5, 300) | st.floats(-3, 3)
 literals = st.recursive(
@@ -51,7 +51,7 @@ literals = st.recursive(
 
 @st.composite
 def specs(draw, kind: str = ""):
-    """A registered name of any kind, its own arguments or others, and literals or other specs for them."""
+    """Draw a spec: a registered name of a kind, or of any, with known or unknown arguments and arbitrary values."""
     table = REGISTRIES[kind or draw(st.sampled_from(sorted(REGISTRIES)))]
     name = draw(st.sampled_from([n for n in table if n not in NOT_TRIED]))
     known = [p for p in inspect.signature(table[name]).parameters if p not in ("student", "teachers", "objective")]
@@ -73,7 +73,7 @@ values = st.one_of(
     ),
     st.binary(max_size=4),
 )
-# the kind of part that a key names, so that the fuzz gets past the first rule
+# The kind of part that each key names: with specs of this kind, the fuzz gets past the first rule.
 NAMED = {
     "student.model": "model", "fusion": "fusion", "step": "step", "optimizer": "optimizer", "rate": "schedule",
     "objective.kd.term": "loss", "objective.kd.weight": "schedule", "teachers.big.model": "model",
@@ -88,7 +88,7 @@ KEYS = [key for key in KEYS if not key.startswith(("data.folder", "distributed",
 
 @st.composite
 def changes(draw):
-    """One to three changes of the tiny run's config: `{key: value}`."""
+    """Draw one to three changes of the tiny run's config, as `{key: value}`."""
     keys = draw(
         st.lists(st.sampled_from([*KEYS, *NAMED, "nothing", "data.nothing", "teachers.big.x"]), min_size=1, max_size=3)
     )
@@ -96,7 +96,7 @@ def changes(draw):
 
 
 def refused_or_taken(work) -> str:
-    """What a command would print: nothing, or one line. A traceback is an error of the test."""
+    """Return the message of an error, or ''; fail if it has several lines, is no known error, or is slow."""
     start = time.perf_counter()
     try:
         work()
@@ -111,7 +111,7 @@ def refused_or_taken(work) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_code_of_the_users():
-    """Errors that come from these tests' own frames are not taken for errors of a user's code."""
+    """Keep frames and parts of the tests from counting as a user's own code."""
     with pytest.MonkeyPatch.context() as patch, runs.registries_as_found():
         patch.setattr(failures, "user_location", lambda error: "")
         patch.setattr(failures, "registered_by_others", list)

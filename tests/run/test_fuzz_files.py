@@ -1,4 +1,4 @@
-"""A fuzz over the bytes of every file that is read: no traceback, no silent change, little memory and time."""
+"""Fuzz tests of the bytes of every file kind: no traceback, no unnoticed change if sealed, little memory and time."""
 
 import json
 import resource
@@ -39,7 +39,7 @@ SECONDS, MEMORY = 10, 2**30
 
 
 class Kind(NamedTuple):
-    """A kind of file: who writes it, who reads it, and whether each change of its content must be noticed."""
+    """A kind of file: how to write it, how to read it, and whether a seal must reveal every change of its content."""
 
     write: Callable[[Path], Path]
     read: Callable[[Path], object]
@@ -181,7 +181,7 @@ KINDS = {
 
 @st.composite
 def damages(draw):
-    """What happens to the bytes of a file: bits flip, bytes are cut, doubled, or replaced by others."""
+    """Draw a damage to the bytes of a file: a flipped bit, or bytes that are cut, doubled or replaced."""
     kind = draw(st.sampled_from(["flip", "flip", "cut", "double", "replace", "text", "zeros"]))
     return (
         kind,
@@ -220,10 +220,10 @@ def damaged(content: bytes, damage) -> bytes:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A file of each kind, and what is read from it."""
+    """Return a file of each kind, with its bytes and what is read from it."""
 
     class Made(dict):
-        def __repr__(self) -> str:  # of failed examples
+        def __repr__(self) -> str:  # hypothesis prints it beside failed examples
             return "whole"
 
     made = Made()

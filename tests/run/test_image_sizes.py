@@ -1,4 +1,4 @@
-"""Images of several sizes, where a transform makes them one."""
+"""Tests of data sets with images of several sizes, which a transform resizes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from jaxdistill.main import run as run_command
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_of_several_sizes_in_one_split_are_resized(split, tmp_path):
-    """A picture of another size among those that are looked at is no reason to refuse a preset that resizes."""
+    """Check that a config that resizes images is accepted although images of a split differ in size."""
 
     mixed = split
 

@@ -1,4 +1,4 @@
-"""Kills at random moments: steps with a memory, caches and sweeps end with the bits of those that nobody kills."""
+"""Check that runs, caches and sweeps that are killed at random moments end with the same bits as without a kill."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EVERY_FIVE = ("--config.evaluate.every=5", "--config.steps=30")
 
 
 class Work(NamedTuple):
-    """A command that is killed, how often, and what it leaves: arrays or texts by name."""
+    """A command that is killed, the number of kills, and a function that reads what it left, by name."""
 
     words: tuple[str, ...]  # {folder} stands for the folder of the work, {taught} for a run with a trained teacher
     kills: int
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """Every array of the last checkpoints, and the table."""
+    """Return every array of the last checkpoints, and the rows of the results."""
     stages = [path.parent for path in sorted(folder.rglob("checkpoints")) if "damaged" not in path.parts]
     arrays = {f"{s.relative_to(folder)}/{n}": x.tobytes() for s in stages for n, x in runs.saved(s).items()}
     tables = sorted(folder.rglob("results.json"))
@@ -39,12 +39,12 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def cached(folder: Path) -> dict[str, Any]:
-    """Every shard of a cache."""
+    """Return the bytes of every shard of a cache."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.array_record"))}
 
 
 def studied(folder: Path) -> dict[str, Any]:
-    """What a study measured."""
+    """Return what a study measured, and what its runs left."""
     return {"runs": json.loads((folder / "study.json").read_text())["runs"]} | trained(folder)
 
 
@@ -84,7 +84,7 @@ def start(work: Work, folder: Path, taught: Path) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder whose neighbours keep compiled programs, with a run that has a trained teacher."""
+    """Return a folder with a run that trained a teacher; compiled programs are kept two levels above it."""
     place = tmp_path_factory.mktemp("kills") / "a" / "b"
     place.mkdir(parents=True)
     taught = place / "taught"
@@ -113,7 +113,7 @@ def test_a_work_that_is_killed_at_random_moments_ends_the_same(name, home):
             process.kill()
             process.communicate()
             killed += 1
-        else:  # programs that an earlier start has compiled make it faster
+        else:  # it ended first: compiled programs make a start faster
             assert process.returncode == 0 and work.left(folder) == work.left(whole)
             duration = min(duration, time.monotonic() - begin)
             shutil.rmtree(folder)

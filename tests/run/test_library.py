@@ -1,4 +1,4 @@
-"""The wheel, used from outside the repository by someone who brings an own model, data set, loss and step."""
+"""Tests of the wheel, used outside the repository with a user's own model, data set, loss and step."""
 
 import json
 import os
@@ -110,7 +110,7 @@ print(json.dumps({"file": jaxdistill.__file__, "rows": result.rows, "sizes": siz
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built without the network."""
+    """Build the wheel without the network."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(runs.ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -121,7 +121,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(wheel, tmp_path_factory) -> Path:
-    """A folder far from the repository: the unpacked wheel, and the user's file."""
+    """Return a folder outside the repository with the unpacked wheel and the user's files."""
     folder = tmp_path_factory.mktemp("elsewhere")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "installed")
@@ -131,7 +131,7 @@ def elsewhere(wheel, tmp_path_factory) -> Path:
 
 
 def python(elsewhere: Path, *words: str) -> str:
-    """Runs Python there, with the unpacked wheel and the dependencies alone on its path; returns what it printed."""
+    """Run Python in this folder, with the unpacked wheel first on its path, and return what it printed."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(elsewhere / "installed"),
@@ -191,6 +191,6 @@ def test_a_user_brings_model_data_loss_and_step_from_python(elsewhere):
     ]
     assert said["workdir"] == "from_python"
     by_command = elsewhere / "by_command"
-    if by_command.is_dir():  # where the other test has run: the same numbers
+    if by_command.is_dir():  # the other test has run: expect its numbers
         clock = {"latency_ms": 0, "latency_range": []}
         assert [row | clock for row in said["rows"]] == [row | clock for row in runs.results(by_command)["rows"]]

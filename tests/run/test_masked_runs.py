@@ -1,4 +1,4 @@
-"""A run whose student is pruned: its controls are too, its teacher is not, and a resumed run has the same bits."""
+"""Tests of runs with a pruned student: its control is pruned too, and a resumed run has the same bits."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Files of one run among those of another: each is noticed, and what can be made again is made again."""
+"""Check that files of another run in a run's folder are noticed, and made again where this is possible."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two runs that differ in the seed, and in nothing that their files would show."""
+    """Return the folders of two runs that differ in the seed alone, so that files of one would fit the other."""
     folder = tmp_path_factory.mktemp("two")
     for seed in (0, 1):
         assert runs.run(folder / str(seed), f"--config.seed={seed}", "--config.control=False") == 0
@@ -88,7 +88,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_name(tmp_path):
 
 
 def test_a_teacher_is_read_from_its_own_folder(two, mine, tmp_path, capsys):
-    """Folders of models that changed places are noticed, though the networks have the same shapes."""
+    """Check that a teacher's checkpoints in the student's folder are refused, even by a network of their shapes."""
     places = mine / "student/checkpoints", mine / "teachers/big/checkpoints"
     shutil.move(places[0], tmp_path / "aside")
     shutil.move(places[1], places[0])
@@ -98,7 +98,7 @@ def test_a_teacher_is_read_from_its_own_folder(two, mine, tmp_path, capsys):
 
 
 def without_names(run):
-    """The run as an earlier version would have written it."""
+    """Rewrite the files of a run without its name, as an earlier version would have written them."""
     files = [*run.rglob("*.json")]
     for file in files:
         content = json.loads(file.read_text())

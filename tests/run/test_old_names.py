@@ -1,4 +1,4 @@
-"""What was written for 0e6ba41, before the package was sorted into folders, still works or says what replaced it.
+"""Check that code for commit 0e6ba41, with an older layout of modules, still works or is told what replaced it.
 
 golden/modules_0e6ba41.txt lists the modules of that commit, and golden/config_0e6ba41.json is a record that it wrote.
 `make same` resumes its workdirs and reads its caches.
@@ -24,7 +24,7 @@ MODULES = [line.partition(" ") for line in (GOLDEN / "modules_0e6ba41.txt").read
 def test_a_module_is_there_or_its_successor_is_named(name, new):
     try:
         module = importlib.import_module(name)
-        if not hasattr(module, "__file__"):  # a folder that is no more: its names say where they went
+        if not hasattr(module, "__file__"):  # a removed folder: its names say what replaced them
             module.anything  # noqa: B018
     except ModuleNotFoundError as error:
         (named,) = re.findall(rf"^{re.escape(name)} is (\S+) now", str(error))

@@ -1,4 +1,4 @@
-"""Prepared files and teachers of other data: what was swapped is made again, and what does not fit is refused."""
+"""Tests of prepared files, teachers and folders that belong to other data: they are made again or refused."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def test_a_part_of_another_generated_set_is_made_again(tmp_path):
 
 @pytest.fixture(scope="module")
 def teacher(home, tmp_path_factory):
-    """A run on the columns a and b, with the classes no and yes."""
+    """Return folder and config of a run on the columns a and b, with the classes no and yes."""
     place = tmp_path_factory.mktemp("teacher")
     config = differ(config_of("mlp", home), data={"name": table(write_rows(place / "f.csv"))}, steps=1)
     config = differ(config, student={"model": MODEL["model"]}, teachers={"big": MODEL})
@@ -150,7 +150,7 @@ def test_a_plan_does_not_overwrite_a_table(teacher, capsys):
 
 @pytest.mark.parametrize("command", ["train", "cache"])
 def test_folders_of_other_things_are_left_alone(command, teacher, capsys):
-    """A folder of images, or of runs, is no place for a run or a cache."""
+    """Check that a folder that holds images or other runs is refused as the place of a run or a cache."""
     place, _ = teacher
     (place / "pets/cat").mkdir(parents=True, exist_ok=True)
     (place / "pets/cat/1.png").touch()

@@ -1,4 +1,4 @@
-"""Losses of a user's own: those that would change nothing, in silence, are refused before anything is trained."""
+"""Tests of a user's own losses, steps and models: mistakes in them are refused before anything is trained."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_a_loss_without_a_gradient_is_refused(home, name):
     said = "Type-check error whilst" if name in ("compares", "counts") else "has no gradient: its values do not depend"
     with pytest.raises(ConfigError, match=rf"^objective\.own_{name}: {said}"):  # types are checked in tests alone
         check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
-    if name in ("stops", "constant"):  # of weight 0: only logged
+    if name in ("stops", "constant"):  # a term of weight 0 is only logged
         check_config(config_of("mlp", home, objective={f"own_{name}": {"weight": 0.0}, "kd": {}}), None)
 
 
@@ -90,7 +90,7 @@ def test_a_step_that_cannot_be_traced_is_refused_before_its_teachers_are_trained
 
 
 def changed(update):
-    """An own step: offline, with another end of its update, `(old state, new state, metrics) -> what it returns`."""
+    """Return an own step: offline, but its update returns `update(old state, new state, metrics)`."""
 
     def own(student, teachers, objective, optimizer):
         once = steps["offline"](student, teachers, objective, optimizer)
@@ -131,7 +131,7 @@ def own_model(apply=None, init=None):
 
 
 def logits_of(rows=None):
-    """A model without parameters worth the name, whose outputs have the rows of the batch, or a fixed number."""
+    """Return a model of one parameter, whose logits have as many rows as the batch, or a fixed number."""
     params = {"scale": jnp.ones(())}
 
     def apply(params, state, batch, *, train, key):
@@ -253,5 +253,5 @@ def test_the_file_of_a_callback_that_fails_is_named():
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     with pytest.raises(Exception, match="by hand") as error:
         jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(fails, shape, x))(1.0))
-    error.value.__traceback__ = None  # as it comes from a thread of the runtime
+    error.value.__traceback__ = None  # a thread of the runtime leaves no traceback
     assert "test_own_losses.py" in user_location(error.value)

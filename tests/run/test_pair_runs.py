@@ -1,4 +1,4 @@
-"""Runs of models with two towers: measured by retrieval over the whole test set, with a teacher and a control."""
+"""Tests of runs of models with two towers, which are measured by retrieval over the whole test set."""
 
 import json
 
@@ -20,7 +20,7 @@ COLOURS = WORDS[5:]
 
 
 def squares(split: str):
-    """Pictures of two colours each, with the names of both; each pair of colours is in one split alone."""
+    """Return pictures of two colours with the names of both; no pair of colours is in both splits."""
     both = [(a, b) for a in range(len(COLOURS)) for b in range(len(COLOURS))]
     chosen = [pair for pair in both if (sum(pair) % 4 == 0) == (split == "test")]
     draw = np.random.default_rng(len(split))
@@ -126,7 +126,7 @@ def test_a_cache_keeps_embeddings_and_trains_the_student_as_the_live_teacher_doe
     assert fields == {"image": ((32,), "float32"), "text": ((32,), "float32"), "scale": ((), "float32")}
     cached = jaxdistill.distill(config, home / "cached", QUIET)
     for name, x in live.variables["student"].params.items():
-        if "key/bias" not in name:  # it changes no output, so that its gradient is what was rounded
+        if "key/bias" not in name:  # this bias changes no output; its gradient is a rounding error
             np.testing.assert_allclose(x, cached.variables["student"].params[name], atol=2e-5, err_msg=name)
     first, second = ({row["name"]: row for row in each.rows}["teacher big"] for each in (live, cached))
     assert first["image_text_r5"] == second["image_text_r5"] > first["chance_image_text_r5"]
@@ -149,7 +149,7 @@ def test_a_cache_of_classes_is_refused(home, option, said):
 
 
 def names(split: str):
-    """Two names of each pair of colours: those of another language are the same words with other meanings."""
+    """Return two names of each pair of colours; the second is in a language with the same words but other meanings."""
     other = dict(zip(COLOURS, COLOURS[3:] + COLOURS[:3], strict=True))
     said = lambda text: " ".join(other[word] for word in text.split())
     return [{"text": each["text"], "other": said(each["text"])} for each in squares(split)]
@@ -171,7 +171,7 @@ def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
     assert "test first texts, the student finds the second text of" in (folder / "report.html").read_text()
     predicted = jaxdistill.load(folder).predict(["a b", "b a"])
     assert predicted.embeddings.shape == (2, 16) and predicted.text_embeddings is None
-    hub = folder / "student" / "hub"  # that of the network itself, as transformers and sentence-transformers load it
+    hub = folder / "student" / "hub"  # holds the network itself, as transformers and sentence-transformers load it
     assert json.loads((hub / "config.json").read_text())["model_type"] == "bert" and (hub / "modules.json").is_file()
     assert "sentence-similarity" in (hub / "README.md").read_text()
     teacher = {"model": text, "checkpoint": str(folder), "reads": "teacher/"}

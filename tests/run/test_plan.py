@@ -1,4 +1,4 @@
-"""A plan holds what a run would hold, and refuses what a run would fail at."""
+"""Check that a plan counts what a run would hold, and refuses what would make a run fail."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_the_bounds_are_those_of_the_chip(planned):
     chip = topology.Chip(flops=1e9, memory=2**30, memory_speed=1e8, link_speed=1e7)
     found = summary.bounds(plan, topology.Topology("made up", [None] * 8, chip))
     assert found.products == plan.device.flops / 1e9
-    state = plan.held["student"] + plan.held["optimiser"]  # is read and written, as temporaries are
+    state = plan.held["student"] + plan.held["optimiser"]  # is read and written, so counts twice
     assert found.memory == (state + sum(plan.held.values()) + 2 * plan.temporaries) / 1e8
     assert found.links == sum(each.bytes for each in plan.device.collectives.values()) / 1e7
     assert found.best == max(found) and found.worst == sum(found)
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_with_what_it_needs(_drawn, monkeypatch, tm
     ]
     assert (
         command.run([*words, "--json", str(tmp_path / "plan.json")]) == 1
-    )  # a teacher of 131 GB, of which nothing is made
+    )  # the teacher has 131 GB; none of its arrays are made
     said = capsys.readouterr().out
     assert "does not fit: it needs 41.26G of the 31.25G of a chip's memory" in said
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -186,7 +186,7 @@ def test_a_mistake_is_told_before_anything_compiles(mistake, _drawn, tmp_path, m
 
 
 def test_rows_of_a_host_need_not_be_neighbours():
-    """On a v6e:16x16 the first host has the rows 0 to 3 and 28 to 31, say: each gets its own, wherever they are."""
+    """Check that a host gets its own rows even with gaps, such as 0 to 3 and 28 to 31 on a v6e:16x16."""
     winding = np.asarray(jax.devices()).reshape(2, 4)[:, [0, 3, 1, 2]].T.reshape(4, 2, 1)
     mesh = jax.sharding.Mesh(winding, AXES)
     whole = np.arange(48).reshape(16, 3)
@@ -200,9 +200,9 @@ def test_rows_of_a_host_need_not_be_neighbours():
 
 
 class Chip:
-    """What JAX knows of a chip of a slice."""
+    """A stand-in for a TPU chip, with what JAX reads to build a mesh."""
 
-    __class__ = jax.Device  # for `isinstance`: no program can make one
+    __class__ = jax.Device  # passes `isinstance`: tests cannot make a real one
 
     platform = device_kind = "tpu"
     core_on_chip = 0
@@ -232,7 +232,7 @@ def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
 
 
 def test_chips_that_are_no_box_are_refused():
-    """JAX has an assertion for it, and a teacher on chips of its own may leave the others with a hole."""
+    """Check the message for chips with a gap, which a teacher on chips of its own may leave; JAX only asserts."""
     chips = [Chip(4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
     with pytest.raises(ValueError, match=r"^15 chips are no box of neighbours; choose sizes"):
         make_mesh((15, 1, 1), chips[:15])

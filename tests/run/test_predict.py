@@ -1,4 +1,4 @@
-"""A trained model in use: `jaxdistill.load(RUN)` says what the evaluation of the run said, to the bit."""
+"""Tests of trained models in use: `jaxdistill.load(RUN)` predicts what the evaluation of the run did, to the bit."""
 
 import json
 import shutil
@@ -168,7 +168,7 @@ def test_texts_without_labels_are_distilled_without_a_control(home, trained, cap
 
 
 def test_an_embedding_needs_no_label(home, trained):
-    """The teacher is the body of a classifier, without its head."""
+    """Check that an embedder learns from unlabelled texts; its teacher is a classifier without its head."""
     body = str(trained("bert") / "teachers" / "big" / "hub")
     model = f"pretrained({body!r}, classes=0)"
     config = unlabelled(home, model, teachers={"big": {"model": model}}, objective={"logit_mse": {}})
@@ -187,7 +187,7 @@ def test_an_embedding_needs_no_label(home, trained):
 
 @pytest.mark.slow
 def test_the_pooling_of_an_embedder_is_kept(home, trained):
-    """The config of Hugging Face has no place for it."""
+    """Check that a loaded embedder keeps its pooling, for which the Hugging Face config has no key."""
     body = str(trained("bert") / "teachers" / "big" / "hub")
     found = {}
     for pool in ("mean", "cls"):
@@ -245,7 +245,7 @@ def test_shorter_batches_of_texts_lose_no_token(trained, monkeypatch):
 
 
 def test_texts_of_many_rows_keep_their_own_tokens(trained):
-    """Five texts have more rows than a batch."""
+    """Check that texts whose rows of tokens fill several batches get the likelihoods that each text gets alone."""
     predictor, draw = jaxdistill.load(trained("decoder")), np.random.default_rng(1)
     texts = [" ".join(draw.choice(list("abcdefg"), 20 + 13 * n)) for n in range(5)]
     together = predictor.predict(texts, batch_size=4).nll

@@ -1,4 +1,4 @@
-"""`jaxdistill predict`: the predictions for a file stand beside its records, in their order."""
+"""Tests of `jaxdistill predict`: it writes predictions beside the records of a file, in their order."""
 
 import csv
 import datetime
@@ -90,7 +90,7 @@ def test_a_config_is_no_run_and_an_answer_that_is_not_finite_is_refused(home, tm
 def test_a_wrong_command_is_one_line_and_writes_nothing(words, said, home, trained, tmp_path, monkeypatch, capsys):
     run = trained("bert")
     monkeypatch.chdir(tmp_path)
-    capsys.readouterr()  # what its making has said
+    capsys.readouterr()  # discard what the training has printed
     assert command("predict", run, *(word.format(home=home) for word in words)) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
@@ -153,7 +153,7 @@ def test_a_pair_of_texts_is_read_from_columns_of_other_names(home):
 
 
 def test_grey_pictures_are_prepared_as_in_the_training_but_not_augmented(home):
-    """Their paths start from the file that names them."""
+    """Check that grey images are resized but not flipped, and that paths in a file are relative to that file."""
     folder = home / "grey"
     for number in range(40):
         (folder / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def test_grey_pictures_are_prepared_as_in_the_training_but_not_augmented(home):
 
 
 def test_files(folder: Path, name: str, home: Path) -> list[Path]:
-    """The image files of the test records, found by their shade."""
+    """Return the image files of the test records, which are identified by their shade."""
     records = open_records(name, "test", home / "prepared", "data", "test")
     numbers = (records.take(np.arange(len(records)))["image"][:, 0, 1, 0] // 5).tolist()
     return [folder / "ab"[number % 2] / f"{number}.png" for number in numbers]
@@ -258,7 +258,7 @@ def test_the_input_behind_a_folder_a_pattern_or_a_link_is_not_overwritten(home, 
 def test_values_of_other_types_in_a_later_chunk_are_not_changed(home, trained, monkeypatch, capsys):
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 4)
     odd = {"fraction": [1, 1, 1, 1, 2.5], "mixed": [1, "x"], "large": [2**70]}
-    trained("bert"), capsys.readouterr()  # what its making has said
+    trained("bert"), capsys.readouterr()  # discard what the training has printed
     for name, values in odd.items():
         rows = "".join(json.dumps({"words": "a", "n": value}) + "\n" for value in values)
         (home / f"{name}.jsonl").write_text(rows)
@@ -293,7 +293,7 @@ def test_dates_and_odd_texts_are_written_plainly(home, trained):
 
 
 def test_a_later_chunk_knows_the_number_of_its_first_record(home, trained, tmp_path, monkeypatch):
-    """So that an error in it names the record's number in the file."""
+    """Check that each chunk knows the number of its first record; errors name the number of a record in the file."""
     (tmp_path / "many.jsonl").write_text('{"words": "a b"}\n' * 1030)
     firsts, predict = [], Predictor.predict
 
@@ -308,7 +308,7 @@ def test_a_later_chunk_knows_the_number_of_its_first_record(home, trained, tmp_p
 
 
 def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_path):
-    """A folder without a seal is somebody's own, and may hold anything."""
+    """Check that weights without a seal are compared with the model: a user may have put anything into the folder."""
     folder = tmp_path / "hub"
     shutil.copytree(trained("mlp") / "student" / "hub", folder)
     (folder / "seal.json").unlink()
@@ -325,7 +325,7 @@ def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_pa
         save_file(arrays, folder / "model.safetensors")
         with pytest.raises(DamageError, match=said):
             Predictor(folder)
-    seal.write(folder / "seal.json", {"files": {}})  # a seal that does not know the weights
+    seal.write(folder / "seal.json", {"files": {}})  # this seal does not list the weights
     with pytest.raises(DamageError, match=said):
         Predictor(folder)
     save_file(whole, folder / "model.safetensors")

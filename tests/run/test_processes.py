@@ -1,4 +1,4 @@
-"""Several processes are one run: they end like one process, stop together, and outlive the death of any of them."""
+"""Tests of runs with several processes: they end like one process, stop together, and resume after one is killed."""
 
 import json
 import re
@@ -31,17 +31,17 @@ def ended():
     runs.end_processes()
 
 
-# What the library that connects processes prints, piece by piece, so that two threads may write over each other.
+# Gloo, which connects the processes, prints these pieces one by one, so that lines of two threads may be mixed.
 GLOO = r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. |Expected number of connected peer ranks is : "
 
 
 def said(out: str) -> str:
-    """What a process printed, without the pieces of that library."""
+    """Return what a process printed, without the lines of Gloo."""
     return re.sub(GLOO, "", out).strip()
 
 
 def assert_near_end(workdir: Path, reference: Path) -> None:
-    """As `assert_same_end`, up to the order in which float32 sums are taken."""
+    """Check that two runs end with nearly the same arrays; float32 sums in another order differ by rounding."""
     for stage in runs.STAGES:
         mine, its = runs.saved(workdir / stage), runs.saved(reference / stage)
         assert mine.keys() == its.keys()
@@ -90,7 +90,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     workdir = tmp_path / "two"
     processes = runs.together(workdir, *words)
     runs.meet(processes[0], (workdir / "student/checkpoints/manifests/10.json").is_file)
-    processes[1].send_signal(signal.SIGTERM)  # one is told, all stop
+    processes[1].send_signal(signal.SIGTERM)  # one process gets the signal, and all stop
     for _, err in map(runs.finish, processes):
         assert "stopped: student: saved at step" in err
     assert 10 < runs.saved(workdir / "student")["step"] < 40
@@ -106,7 +106,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "victim"), [(2, 1), (4, 0)])
 def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
-    """Whoever dies, the others end; all of them together go on to the same bits, on another mesh to the same run."""
+    """Check that all processes end if one is killed, and that the run resumes to the same bits, or elsewhere nearly."""
     mesh = "--config.mesh.data=2", f"--config.mesh.fsdp={count}"
     words = *runs.SLOWLY, "--config.optimizer=sgd()"
     for _, err in map(runs.finish, runs.together(tmp_path / "whole", *words, *mesh, count=count)):
@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
 
 
 def assert_restored_elsewhere(stage: Path, words: tuple[str, ...]) -> None:
-    """Every array of the newest checkpoint has the same bits on eight devices of one process, laid out for these."""
+    """Check that one process restores the newest checkpoint to the same bits, sharded over eight devices."""
     config = override(
         runs.load(), [*parse_changes(words), ("mesh.data", "1"), ("mesh.fsdp", "4"), ("mesh.tensor", "2")]
     )
@@ -150,12 +150,12 @@ def assert_restored_elsewhere(stage: Path, words: tuple[str, ...]) -> None:
 
 
 def test_a_process_that_has_lost_the_others_ends_at_once(monkeypatch, capsys):
-    """At an ordinary end JAX would wait for those that are gone."""
+    """Check that the process calls `os._exit`: in an ordinary exit, JAX would wait for the lost processes."""
 
     def lost():
         raise jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection closed by peer\nmore")
 
-    assert failures.run(lost) == 2  # one process alone has lost nobody
+    assert failures.run(lost) == 2  # a run of one process cannot lose another one
     capsys.readouterr()
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(failures.os, "_exit", sys.exit)

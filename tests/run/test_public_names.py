@@ -1,4 +1,4 @@
-"""The names that `jaxdistill` itself has: imported on first use, and known to type checkers."""
+"""Tests of the names that `jaxdistill` exports: imported on first use, and known to type checkers."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""A student that is trained for few bits: its controls, its files, and what may be done with them."""
+"""Tests of students that are trained for few bits: their controls, model folders, exports and checkpoints."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def quantized(family: str, home, spec: str = AWARE, **more):
 
 @pytest.fixture(scope="module")
 def run(home):
-    """A folder of a finished run of a perceptron."""
+    """Return the folder of a finished run whose student is a perceptron trained for 4 bits."""
     jaxdistill.distill(quantized("mlp", home), home / "runs" / "aware", QUIET)
     return home / "runs" / "aware"
 

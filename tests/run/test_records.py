@@ -1,4 +1,4 @@
-"""Records: loading one runs no code, what it lacks is said, and what is reported of a resumed run is of all of it."""
+"""Tests of the records of runs: loading one runs no code, it names what it lacks, and a resumed run adds to it."""
 
 import hashlib
 import importlib.util
@@ -35,7 +35,7 @@ def _registered():
 
 
 def record(folder, **changes):
-    """A config.json, with what a run writes beside the config."""
+    """Write a config.json with the config of the tiny run and the given fields, and return its path."""
     config = runs.load().to_dict()
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"config": config, **changes}))
@@ -79,7 +79,7 @@ def test_only_the_file_that_the_run_copied_is_trusted(how, tmp_path):
 
 
 def test_a_file_is_run_and_not_the_bytecode_that_lies_beside_it(tmp_path, monkeypatch):
-    """Its hash is that of the file, so bytecode of other code would pass."""
+    """Check that bytecode beside a source file is ignored, as the recorded hash covers the source file only."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = record(tmp_path / "run", source="own.py", source_sha256=hashlib.sha256(LOSS.encode()).hexdigest())
     copy, other = tmp_path / "run" / "own.py", tmp_path / "run" / "other.py"
@@ -93,7 +93,7 @@ def test_a_file_is_run_and_not_the_bytecode_that_lies_beside_it(tmp_path, monkey
 
 @pytest.mark.parametrize(("words", "trusted"), [([], False), (["--trust-source"], True)])
 def test_training_a_record_does_not_make_its_file_trusted(words, trusted, tmp_path, monkeypatch):
-    """The exports of a run load its config again, and that may run the file that the run has copied."""
+    """Check that exports after the training, which load the config again, trust its file only with --trust-source."""
     config = differ(runs.load(), exports={"x": {"to": "stablehlo()"}}).to_dict()
     digest = hashlib.sha256(LOSS.encode()).hexdigest()
     record(tmp_path / "run", config=config, parts={}, source="own.py", source_sha256=digest)
@@ -124,7 +124,7 @@ def get_config():
 
 def test_a_run_of_python_says_what_its_record_lacks(tmp_path, capsys):
     config = runs.load()
-    note.cache_clear()  # a note is printed once in a process
+    note.cache_clear()  # else the note is not printed if another test has caused it
     jaxdistill.distill(jaxdistill.differ(config, steps=1, teachers={}, objective={"cross_entropy": {}}), tmp_path)
     said = capsys.readouterr().err
     assert (
@@ -209,7 +209,7 @@ def test_a_run_is_not_continued_by_other_code_of_the_same_name(tmp_path, capsys)
 def test_seconds_are_those_of_all_processes(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "run")
     before = runs.results(workdir)["seconds"]
-    (workdir / "student" / "result.json").unlink()  # what was measured is lost; how long it took is not
+    (workdir / "student" / "result.json").unlink()  # the metrics are lost, but checkpoints keep the seconds
     assert runs.run(workdir, "--config.steps=20", "--config.control=False") == 0
     again = runs.results(workdir)["seconds"]
     last = max(manifests(workdir / "student" / "checkpoints").values(), key=lambda manifest: manifest["step"])
@@ -222,7 +222,7 @@ def test_seconds_are_those_of_all_processes(finished, tmp_path):
     file = workdir / "student" / "checkpoints" / "manifests" / "40.json"
     seal.write(file, {**seal.read(file, {}), "seconds": 1000.0})
     assert runs.run(workdir, "--config.steps=60", "--config.control=False") == 0
-    assert manifests(workdir / "student" / "checkpoints")[60]["seconds"] > 1000  # of three processes
+    assert manifests(workdir / "student" / "checkpoints")[60]["seconds"] > 1000  # those before count too
 
 
 def test_a_record_without_the_hash_of_its_source_runs_nothing(tmp_path):

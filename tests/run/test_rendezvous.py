@@ -1,4 +1,4 @@
-"""Processes that wait for each other: who is missing is named, soon and again, and not for ever."""
+"""Tests of the start of a run with several processes: they wait for each other, and notes name the missing ones."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def start(port: int, processes: int, process: int, timeout: float = 20):
-    """A process as a thread; its result is what it raised."""
+    """Start `wait_for_all` in a thread; return the thread and a list that gets its error message, or None."""
     raised: list[object] = []
 
     def work():

@@ -1,4 +1,4 @@
-"""A damaged file that is written again, or done without, is named in a note; a missing one needs none."""
+"""Tests of damaged files that are rewritten or ignored: a note names each one, and a missing file gets no note."""
 
 from pathlib import Path
 
@@ -75,11 +75,11 @@ READERS = {
 def test_what_is_damaged_is_named_and_what_is_missing_is_not(kind, tmp_path, capsys):
     write, read = READERS[kind]
     file = write(tmp_path)
-    runs.flip(file, 3)  # in the first key
+    runs.flip(file, 3)  # a byte of the first key
     read(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"note: {file} ")
-    for part in tmp_path.rglob(f"{file.stem}.*"):  # also the seal of a data file
+    for part in tmp_path.rglob(f"{file.stem}.*"):  # the seal of a data file has the same stem
         part.unlink()
     read(tmp_path)
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or spread over processes ends with the same bits as one that is not."""
+"""Tests of resumed runs: a run that was stopped or killed ends with the same bits as an uninterrupted one."""
 
 import itertools
 import signal
@@ -29,7 +29,7 @@ def ended():
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The run that nobody disturbed."""
+    """Finish a run without interruption in a process of its own, and return its workdir."""
     workdir = tmp_path_factory.mktemp("uninterrupted")
     runs.finish(runs.spawn(workdir, *runs.SLOWLY))
     return workdir
@@ -51,7 +51,8 @@ def test_a_run_stopped_by_sigterm_exits_0_and_ends_the_same(uninterrupted, tmp_p
     for stage in runs.STAGES:
         assert runs.log(tmp_path / stage).eval == runs.log(uninterrupted / stage).eval
     trained = {line["step"]: line for line in runs.log(tmp_path / "student").train}
-    for line in runs.log(uninterrupted / "student").train:  # a line is a mean since the last one: one of them differs
+    # A line is a mean over the steps since the previous line, so that the first line after the stop differs.
+    for line in runs.log(uninterrupted / "student").train:
         if line["step"] <= stopped or line["step"] > stopped + 5:
             assert line == trained[line["step"]]
 
@@ -79,14 +80,18 @@ def test_a_run_stopped_after_any_step_ends_the_same(stage, step, reference, tmp_
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The run that nobody disturbed, in this process."""
+    """Finish a run without interruption in this process, and return its workdir."""
     workdir = tmp_path_factory.mktemp("reference")
     assert runs.run(workdir) == 0
     return workdir
 
 
 class Moment(NamedTuple):
-    """When a run is killed: once a file has appeared (a pattern, in the workdir), and after a delay in seconds."""
+    """The moment at which a run is killed.
+
+    file: pattern of a file in the workdir whose appearance is waited for
+    delay: seconds to wait after that
+    """
 
     file: str
     delay: float = 0.0
@@ -96,7 +101,7 @@ MOMENTS = (
     Moment("config.json", 0.3),  # initialising and compiling the teacher
     Moment("teachers/big/log.jsonl", 0.4),  # compiling its step, or the first steps
     Moment("teachers/big/checkpoints/steps/10.orbax-checkpoint-tmp"),  # in the middle of its first save
-    Moment("teachers/big/checkpoints/steps/20", 0.0),  # committed, but not vouched for yet
+    Moment("teachers/big/checkpoints/steps/20", 0.0),  # the checkpoint is complete, but its manifest may be missing
     Moment("teachers/big/result.json"),  # between teacher and student
     Moment("student/checkpoints/manifests/10.json", 0.15),  # between two of its saves
     Moment("student/checkpoints/steps/30.orbax-checkpoint-tmp", 0.01),  # in the middle of a later save
@@ -107,9 +112,9 @@ MOMENTS = (
 
 
 def standing(workdir: Path) -> str:
-    """How far a killed run has come: the steps of each stage's checkpoints, vouched for or not, and of its log."""
+    """Describe how far a killed run has come: by stage, its checkpoints ('?': no manifest) and its last logged step."""
     found = []
-    for stage in filter(lambda stage: (workdir / stage / "log.jsonl").exists(), runs.STAGES):  # which comes last
+    for stage in filter(lambda stage: (workdir / stage / "log.jsonl").exists(), runs.STAGES):
         folder, log = workdir / stage / "checkpoints", runs.log(workdir / stage)
         steps = [
             f"{p.name}{'' if (folder / 'manifests' / f'{p.name}.json').is_file() else '?'}"

@@ -1,4 +1,4 @@
-"""A whole run: what it leaves, what it repeats to the bit, and how it fails."""
+"""Tests of a whole run: the files that it writes, what it repeats to the bit, and how it fails."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run, with what it printed and compiled beside it."""
+    """Finish a run, write its output and the names of its compiled programs into its workdir, and return it."""
     workdir = tmp_path_factory.mktemp("finished")
     before, printed = len(runs.compilations), io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(finished):
-    """Words that take the teacher from the finished run, and leave out the control."""
+    """Return command-line arguments that take the teacher from the finished run, and leave out the control."""
     return f"--config.teachers.big.checkpoint={finished / 'teachers/big'}", "--config.control=False"
 
 
@@ -65,7 +65,7 @@ def test_student_and_control_are_measured_beside_the_teacher(finished):
         assert {"agreement", "kl", "agreement_on_errors", "rank_correlation"} <= found[name].keys()
         assert len(found[name]["cka"]) == 1
     assert "agreement" not in found["teacher big"]
-    assert found["student"]["kl"] < found["control"]["kl"]  # what distillation is for
+    assert found["student"]["kl"] < found["control"]["kl"]  # distillation brings the student closer to the teacher
 
 
 def test_results_say_where_they_come_from(finished):
@@ -73,7 +73,7 @@ def test_results_say_where_they_come_from(finished):
     assert {"git", "versions", "device", "seed", "date", "command"} <= results["provenance"].keys()
     assert results["provenance"]["versions"]["jax"] == jax.__version__
     assert results["config"]["student"]["model"] == "mlp(widths=(8, 8), classes=4, dropout=0.1)"
-    json.loads((finished / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN: JSON knows none
+    json.loads((finished / "results.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     saved = json.loads((finished / "config.json").read_text())
     assert saved["config"] == results["config"]
     assert saved["source"] == runs.TINY.name
@@ -131,7 +131,7 @@ def test_every_function_is_compiled_once(finished):
 
 
 def test_a_run_repeats_from_its_record_if_its_source_is_trusted(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(registry.datasets.factories, "blobs")  # it must come from the file that config.json names
+    monkeypatch.delitem(registry.datasets.factories, "blobs")  # so that only the copied file can register it
     assert runs.run(tmp_path / "never", source=finished / "config.json") == 2
     said = capsys.readouterr().err
     assert "names data set blobs, which tiny.py registers; loading a record runs no code. Read " in said
@@ -240,11 +240,11 @@ def test_a_loss_that_turns_nan_is_named_with_its_step_and_the_last_checkpoint_is
     assert capsys.readouterr().err.startswith(
         f"error: student: breaks is nan at step {at + 1}. Checkpoints before that step are kept"
     )
-    assert at - 5 <= max(line["step"] for line in runs.log(tmp_path / "student").train) <= at  # one logging interval
+    assert at - 5 <= max(line["step"] for line in runs.log(tmp_path / "student").train) <= at  # the interval is 5
     left = runs.saved(tmp_path / "student")
     assert left["step"] == 10
     assert all(np.isfinite(x).all() for x in left.values() if x.dtype.kind == "f")
-    # it is loaded, and goes on to the same end
+    # The repeated run loads this checkpoint, and fails in the same way.
     assert runs.run(tmp_path, *taught, *words) == 3
     assert "student  resumed at step 10" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The scripts that take a run to a pod say exactly what they would do, and all start the same command."""
+"""Tests of the scripts that start a run on a cluster: dry runs, equal commands for all processes, stops and resumes."""
 
 import os
 import re
@@ -45,7 +45,7 @@ esac
 
 
 def called(script: str, *words: str) -> subprocess.CompletedProcess:
-    """A script's answer, where no tool of a cloud can be found."""
+    """Run a script with a PATH that lacks the tools of all clouds, and return the completed process."""
     return subprocess.run([FOLDER / script, *words], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
 
 
@@ -65,7 +65,7 @@ def test_a_dry_run_prints_what_can_be_typed(script, command):
 
 
 def training(text: str) -> list[str]:
-    """The words of the one command, taken out of whatever surrounds it, by a shell."""
+    """Return the arguments of the training command in a text, split as by a shell."""
     found = re.search(r"\S*python -m (jaxdistill\.main .*?\)'?) *(>>|&)", text)
     return shlex.split(found[1])
 
@@ -75,10 +75,10 @@ def training(text: str) -> list[str]:
 def test_every_process_runs_the_same_command(script, command):
     printed = dry(script, command)
     lines = printed.splitlines()
-    if script != "gke.sh":  # a line is words for one shell, and one of them is a line for another
+    if script != "gke.sh":  # a command for another shell is one word of its line
         lines = [word for line in lines for word in shlex.split(line)]
     started = [training(line) for line in lines if "-m jaxdistill.main" in line]
-    assert len(started) == (3 if script == "queued.sh" else 1)  # on each slice by ssh; else the scheduler starts it
+    assert len(started) == (3 if script == "queued.sh" else 1)  # ssh starts each slice
     for words in started:
         known, rest = train.parser().parse_known_args(words[1:])
         config = override(load_config(known.config), parse_changes(rest))
@@ -99,7 +99,7 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_machine():
 
 
 def pods_script(instead: str, workdir) -> str:
-    """What a pod runs, with another command in place of the training."""
+    """Return the shell script that a pod runs, with another command in place of the training."""
     manifest = yaml.safe_load(dry("gke.sh", "launch").partition("<<'YAML'")[2].rpartition("YAML")[0])
     script = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["args"][0]
     replaced = re.sub(r"\S*python -m jaxdistill\.main .* &", lambda match: f"{instead} &", script)
@@ -108,7 +108,7 @@ def pods_script(instead: str, workdir) -> str:
 
 @pytest.mark.parametrize(("finished", "code", "expected"), [(True, 0, 0), (False, 0, 1), (False, 7, 1), (False, 2, 2)])
 def test_a_pod_that_was_stopped_is_started_again_and_one_with_a_mistake_is_not(finished, code, expected, tmp_path):
-    """A run that is stopped and saved ends with 0, which Kubernetes would take for the end; a mistake with 2."""
+    """Check that a stopped run gives Kubernetes a failure to retry, although it ends with 0 like a finished one."""
     if finished:
         (tmp_path / "results.json").touch()
     assert subprocess.run(["bash", "-c", pods_script(f"(exit {code})", tmp_path)]).returncode == expected
@@ -138,7 +138,7 @@ def test_a_pod_that_is_told_to_stop_tells_its_run_and_waits_for_it(tmp_path):
     ],
 )
 def test_a_resume_takes_away_only_what_is_gone_already(states, code, done, tmp_path):
-    """With a gcloud that gives one state after the other, the last one for ever, and notes what it was told."""
+    """Check what is deleted and created, by a fake `gcloud` that reports the given states, the last one for ever."""
     (tmp_path / "states").write_text("\n".join(states))
     (tmp_path / "gcloud").write_text(FAKE)
     (tmp_path / "git").write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""The search for a student within a budget: candidates, what is measured once, finalists, and the choice."""
+"""Tests of the search for a student within a budget: candidates, measured sizes, finalists and the choice."""
 
 import json
 
@@ -59,12 +59,12 @@ def test_finalists_are_the_largest_that_nothing_within_the_budget_exceeds():
         size("d", 9.0, 9.0, 90, layers=3, heads=4),
     ]
     budget = {"latency_ms": 2.5, "megabytes": 3.0}
-    assert [each.label for each in finalists(sizes, budget, 3)] == ["b", "c", "a"]  # a is exceeded by both
+    assert [each.label for each in finalists(sizes, budget, 3)] == ["b", "c", "a"]  # b and c both exceed a
     assert [each.label for each in finalists(sizes, budget, 2)] == ["b", "c"]
     dropouts = [size("x", 1.0, 1.0, 5, dropout=0.0), size("y", 1.0, 1.0, 5, dropout=0.3)]
-    assert [each.label for each in finalists(dropouts, budget, 1)] == ["x"]  # a larger rate is no larger student
+    assert [each.label for each in finalists(dropouts, budget, 1)] == ["x"]  # dropout is no size of a student
     assert [each.label for each in finalists(sizes, budget, 1)] == ["b"]
-    for a, b in (("mean", "token"), ((8, 64), (16, 8)), (1, 0.5)):  # they cannot be compared
+    for a, b in (("mean", "token"), ((8, 64), (16, 8)), (1, 0.5)):  # these values cannot be compared
         pair = [size("x", 1.0, 1.0, 1, pool=a), size("y", 1.0, 1.0, 2, pool=b)]
         assert not _exceeds(pair[1], pair[0])
     assert _exceeds(size("x", 1.0, 1.0, 2, w=(8, 16)), size("y", 1.0, 1.0, 1, w=(8, 8)))
@@ -84,7 +84,7 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     sizes = [size("small", 1.0, 1.0), size("large", 2.0, 2.0)]
     assert choose_point(points, {"latency_ms": 3.0}).label == "large"
     assert choose_point(points, {"latency_ms": 1.5}).label == "small"
-    beyond = choose_point(points, {"latency_ms": 0.5})  # the table said otherwise
+    beyond = choose_point(points, {"latency_ms": 0.5})  # all files exceed the budget when measured again
     assert beyond.label == "large"
     assert "measured again, is beyond the budget" in page.sentence(beyond, points, {"latency_ms": 0.5}, "cpu()")
     assert [p.label for p in front(points, "latency_ms")] == ["small", "teacher big"]
@@ -96,7 +96,7 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     assert "(the time is that of this machine's" in page.sentence(chosen, points, {"megabytes": 2.0}, "own()", False)
     assert "the teacher big reaches 100.00 % with 9.0 times the time and 9.0 times the bytes (2 seeds" in text
     html = page.render(text, points, chosen, [{**sizes[0]._asdict(), "inside": True}], "cpu()", "the command")
-    assert "mathdefault" not in html and "on the device" not in html  # no powers as formulas, no empty column
+    assert "mathdefault" not in html and "on the device" not in html  # no formula, no column without values
     assert "large (set aside)" in html and "chosen</text>" in html and "within the budget" in html
     with pytest.raises(ConfigError, match="no finalist's file gives the answers"):
         choose_point([p for p in points if p.problem or p.kind == "alone"], {"latency_ms": 3.0})

@@ -1,4 +1,4 @@
-"""Studies: what is expanded, run, taken over and told. The studies themselves are `experiments/`."""
+"""Tests of studies: their arms, stopped and resumed runs, results that are taken over, and the comparison of arms."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_arms_may_learn_from_teachers_that_the_study_has_yet_to_train():
 
 @pytest.fixture(scope="module")
 def conducted(tmp_path_factory):
-    """A study of two arms and two seeds that was cut in its third run, and then went on; what ran in each go."""
+    """Stop a study of two arms and two seeds in its third run, resume it, repeat it; return what each time has run."""
     workdir, made, distill = tmp_path_factory.mktemp("study"), [], studies.distill
     small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={}, measures=MEASURES)
 
@@ -206,7 +206,7 @@ def test_two_sweeps_refuse_each_other(tmp_path):
             sweep.run_study(study(), tmp_path, 1, QUIET)
         with pytest.raises(ConfigError, match="in use"), workdir.locked(tmp_path):
             pass
-    with workdir.locked(tmp_path):  # it is free again
+    with workdir.locked(tmp_path):  # the lock is free again
         pass
 
 
@@ -231,13 +231,16 @@ def test_a_lock_may_be_waited_for(tmp_path, capsys):
 
 
 def told(**arms: list[float]) -> dict:
-    """A study.json whose arms have these accuracies; the first is the baseline; nan is a run that is missing."""
+    """Return the content of a study.json with these accuracies; the first arm is the baseline, nan a missing run."""
     found = {arm: {str(s): {"accuracy": x} for s, x in enumerate(values) if x == x} for arm, values in arms.items()}
     return {"baseline": next(iter(arms)), "measures": [ACCURACY], "runs": found}
 
 
 def test_mean_interval_and_paired_test_by_hand():
-    """Student's t at 2 degrees of freedom: 4.30265; of 1, 2, 3 the deviation is 1, so 2 +- 4.30265 / sqrt 3."""
+    """Check values by hand: Student's t is 4.30265 at 2 degrees of freedom, and the deviation of 1, 2, 3 is 1.
+
+    The interval of the gains 1, 2, 3 is thus 2 +- 4.30265 / sqrt 3.
+    """
     lines = plot.summary(told(base=[10.0, 20.0, 30.0], more=[11.0, 22.0, 33.0], cut=[12.0, float("nan"), float("nan")]))
     base, more, cut = lines
     assert base.gain is None and (base.mean, more.mean) == (20.0, 22.0)

@@ -1,4 +1,4 @@
-"""The commands of studies: parts, scripts for clusters, divergence, own parts that change, and exit codes."""
+"""Tests of the command `sweep`: cluster scripts, single runs, divergence, changed parts of one's own, exit codes."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from jaxdistill.run.study import runs as runs_of
 
 
 def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp_path):
-    """Run by a shell in which `sbatch` tells what it was asked for."""
+    """Check the jobs that the script submits, by a fake `sbatch` that writes down its arguments."""
     asked = tmp_path / "asked"
     (tmp_path / "sbatch").write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {asked}; echo >> {asked}; echo 7\n')
     (tmp_path / "sbatch").chmod(0o755)
@@ -37,7 +37,7 @@ def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp
 
 
 def test_the_script_of_the_command_sweep_says_what_the_command_said(tmp_path, monkeypatch, capsys):
-    """Each job's words, given to the command again, make the same study."""
+    """Check that the arguments of a job, given to the command again, make the same study."""
     seen = []
     monkeypatch.setattr(sweep, "check_arms", seen.append)
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_a_run_that_diverges_is_left_out_and_a_bad_start_is_a_mistake(tmp_path, 
 
 
 def test_a_study_does_not_mix_runs_of_two_versions_of_a_loss(tmp_path, capsys):
-    """`train` does not resume a run whose own parts have changed; a table of both versions would be worse."""
+    """Check that `sweep` stops, like `train`, if a loss of one's own has changed: a table would mix two versions."""
     (tmp_path / "mine.py").write_text(OWN)
     words = ["sweep", "--config", str(tmp_path / "mine.py"), "--axis", "rate", "0.1", "0.01", "--seeds", "1"]
     words += ["--workdir", str(tmp_path / "study"), "--config.steps=2"]

@@ -1,4 +1,4 @@
-"""Text that a teacher writes: how it is asked, what is read out of it, the same where it goes on, and a run on it."""
+"""Tests of texts that a teacher generates: prompts, records parsed from its answers, resumption, and a run on them."""
 
 import functools
 import io
@@ -54,7 +54,7 @@ def remarks(split: str):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A language model of the world, a tokenizer of as many tokens, and a config."""
+    """Write a small Llama in the layout of Hugging Face and a tokenizer for it, and yield a config that uses both."""
     folder = tmp_path_factory.mktemp("world")
     ref = parity.reference("llama_tied")
     hub = parity.write_folder(folder / "hub", ref)
@@ -99,7 +99,7 @@ def test_records_are_what_the_teacher_says_of_real_texts_cut_to_fit(world, writt
     params = model.load(shapes).read().params
     prompts = np.zeros((2, 6), np.int32)
     prompts[0], prompts[1, :2] = [ord(c) - 65 for c in "JKLMNO"], [ord(c) - 65 for c in "TU"]
-    key = jax.random.fold_in(jax.random.key(0), 1)  # of part 1
+    key = jax.random.fold_in(jax.random.key(0), 1)  # the key of part 1
     said = jax.jit(functools.partial(generate, model, steps=4, temperature=1.0, top_p=0.95))
     tokens = said(params, prompts, np.array([6, 2]), key).tokens
     expected = [{"text": "".join(chr(65 + token) for token in row)} for row in tokens.tolist()]
@@ -139,7 +139,7 @@ def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(wo
 
 
 def test_a_text_whose_end_merges_with_the_prompt_is_cut_until_it_fits():
-    """Cut one token of "ab" and a line break: the next line break merges with it, so that as many tokens are left."""
+    """Check that a text is cut further if a cut removes no token: one and two line breaks after "ab" are one token."""
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "\n": 2, "\n\n": 3}, [("\n", "\n")]))
     encoded = lambda text, length: synthesize._encoded_prompt(tokenizer, PromptTemplate("{text}\n"), text, length)
     assert encoded("ab\n", 3) == [0, 1, 3]

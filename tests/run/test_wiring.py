@@ -1,4 +1,4 @@
-"""What a config says reaches the part that it speaks of, and an engine does with arrays what it promises."""
+"""Tests that the values of a config reach the parts that they configure, and that engines place and donate arrays."""
 
 import signal
 import subprocess
@@ -72,7 +72,7 @@ def engine_of(stage: Stage, backend: str, shape=(2, 2, 2), rules=()):
 
 
 def updated(plan: Stage, steps: int = 1):
-    """Parameters before and after some steps on random images."""
+    """Return the parameters before and after some steps on random images, and the metrics of the last step."""
     engine = engine_of(plan, "jit", (1, 1, 1))
     image = np.random.default_rng(0).integers(0, 255, ROWS["image"].shape, dtype=np.uint8)
     batch = engine.put({"train": {**ROWS, "image": image}})
@@ -108,7 +108,7 @@ def test_an_update_donates_the_train_state_and_keeps_the_teachers(backend):
     kernel = ts.params["student"]["layers/0/kernel"]
     ts, _ = engine.update(ts, batch)
     assert kernel.is_deleted()
-    engine.update(ts, batch)  # needs the teachers once more
+    engine.update(ts, batch)  # this update needs the teachers again
 
 
 def test_rule_tables_are_obeyed():
@@ -196,7 +196,7 @@ def test_weights_that_a_step_learns_have_an_optimiser_of_their_own():
 
 
 def test_what_has_no_teacher_learns_by_the_plain_step():
-    """A step that weighs terms would not find them there."""
+    """Check that stages without a teacher use `offline()`: a step that weighs terms would not find its terms there."""
     roles = {"weights": {"rate": "0.01"}, "student": {"rate": "0.02"}}
     config = differ(runs.load(), step="mgda(terms=('kd', 'cross_entropy'))", roles=roles)
     teacher, student, control = (stage.config for stage in plan_stages(config))
@@ -253,7 +253,7 @@ def test_every_layer_of_a_scanned_stack_costs():
 
     variables, mesh = Variables(*model.init(KEY, one)), make_mesh((1, 1, 1))
     logits = lambda v: model.apply(*v, one, train=False, key=KEY)[0].dense().logits
-    with jax.set_mesh(mesh):  # as a run does before: JAX then keeps traces that name the mesh
+    with jax.set_mesh(mesh):  # as in a run: JAX then keeps traces that name the mesh
         jax.eval_shape(logits, variables)
     again = cost(model, jax.device_put(shard_variables(variables, mesh), jax.devices()[0]), one)
     assert again["flops"] == scanned[-1]
@@ -277,7 +277,7 @@ def test_the_commit_is_recorded():
 
 
 def test_programs_are_kept_where_the_config_says(tmp_path):
-    jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # JAX has compiled before, and has opened its cache
+    jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # so that JAX has already opened its cache
     with runs.compilation_cache(tmp_path / "before"):
         keep_programs(str(tmp_path / "kept"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -293,7 +293,7 @@ def test_signals_are_given_back():
 
 
 def test_a_signal_at_the_very_end_stops_what_comes_after(tmp_path, monkeypatch):
-    """Else a study of many runs would go on with the next one."""
+    """Check that a signal after the last step raises `Stopped`; else a study of many runs would start the next run."""
     monkeypatch.setattr(distill.Run, "load_teachers", lambda self: None)
     monkeypatch.setattr(distill.Run, "stage", lambda self, stage, preemption: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="all models are trained"):

@@ -1,4 +1,4 @@
-"""Random draws: no two of them share a key, in a step and between steps; nor order, augmentation and selection."""
+"""Tests that random numbers are independent: those of steps, and those of order, augmentation and selection."""
 
 import functools
 import itertools
@@ -27,7 +27,7 @@ DROPOUT = tuple(f"mlp(widths=(8, 8), classes=4, dropout={rate})" for rate in (0.
 TOKENS = tuple(
     f"decoder(vocabulary=4, width={width}, depth=1, heads=2, kv_heads=1, head_size=4, ffn=8)" for width in (8, 8, 12)
 )
-# steps that compute something twice, which must then come out the same
+# Steps that compute something twice, and so must draw the same random numbers twice; with the reason
 REPEATS = {
     "meta": "the backward pass computes the inner steps again",
     "pseudo_labels": "the quiz before and after the update; the teacher's probabilities, and their gradient",
@@ -37,7 +37,7 @@ REPEATS = {
 
 @functools.cache
 def built(spec: str):
-    """A step, its teachers' values and a batch; student and teachers drop units out."""
+    """Build the step of an example, its teachers' variables, and a batch; models of images have dropout."""
     example = next(example for each in STEPS.values() for example in each if example.spec == spec)
     models = [registry.models.build(s, "m") for s in (DROPOUT if example.inputs == "image" else TOKENS)]
     student, *teachers = models
@@ -57,7 +57,7 @@ def built(spec: str):
 
 @pytest.fixture
 def draws(monkeypatch):
-    """The keys of all random numbers that compiled programs draw, in a list that grows."""
+    """Record every random draw of compiled programs, with its key, in a list that grows while they run."""
     drawn: list[tuple[int, ...]] = []
 
     def recorded(name: str):
@@ -67,7 +67,7 @@ def draws(monkeypatch):
             drawn.extend((*map(int, row), what) for row in np.asarray(data).reshape(-1, 2))
 
         def spy(key, *args, **kwargs):
-            what = f"{name} {kwargs.get('shape', args[:1])}"  # of one key, numbers of other shapes are others too
+            what = f"{name} {kwargs.get('shape', args[:1])}"  # one key gives other numbers in another shape
             jax.debug.callback(functools.partial(record, what=what), jax.random.key_data(key))
             return draw(key, *args, **kwargs)
 
@@ -81,7 +81,7 @@ def draws(monkeypatch):
 @pytest.mark.sampled("replay*", "mutual(terms=('kd'*", "offline", "pseudo_labels", "routing")
 @every(STEPS)
 def test_no_key_draws_twice(example, draws):
-    """Two draws from one key are the same numbers: replayed rows would be the same, peers would drop the same units."""
+    """Check that a key draws once, unless a step repeats a computation; else peers would drop the same units."""
     step, frozen, batch = built(example.spec)
     state, update = jax.jit(step.init)(KEY, frozen, batch), jax.jit(step.update)
     of_steps = []

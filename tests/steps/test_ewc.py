@@ -1,4 +1,4 @@
-"""What holds a student where earlier tasks need it: Fisher information in closed form, and steps by hand."""
+"""Tests of the step `ewc`: the Fisher information against its closed form, and updates by hand."""
 
 import itertools
 from dataclasses import replace
@@ -33,7 +33,7 @@ LINEAR = Model(lambda key, batch: ({"kernel": jax.random.normal(key, (WIDTH, CLA
 
 
 class World:
-    """The step on a linear student; plain descent at a rate, without a teacher."""
+    """A step on a linear student without a teacher, with plain gradient descent at the given rate."""
 
     def __init__(self, spec: str, rate: float = 1.0):
         terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
@@ -57,7 +57,7 @@ def loss(params, batch):
 
 
 def test_importance_is_the_diagonal_of_the_fisher_information():
-    """Of a linear student: the mean over rows of x_i^2 p_c (1 - p_c). The empirical one, of the labels, is another."""
+    """Check against the mean of x_i^2 p_c (1 - p_c) for a linear student; the data's labels would give another."""
     world = World("ewc(weight=0.0, every=1000, momentum=0.0)", rate=0.0)
 
     def recent(key):
@@ -67,7 +67,7 @@ def test_importance_is_the_diagonal_of_the_fisher_information():
     found = jax.jit(jax.vmap(recent))(jax.random.split(KEY, 2000))
     rows, params = world.batch["train"], world.start.params["student"]
     p = jax.nn.softmax(say(params, rows["image"]))[:6]
-    image = rows["image"][:6]  # of 8, those that count
+    image = rows["image"][:6]  # the other 2 rows are masked
     exact = jnp.mean(image[:, :, None] ** 2 * (p * (1 - p))[:, None, :], axis=0)
     np.testing.assert_allclose(found.mean(0), exact, rtol=0.2)
     score = image[:, :, None] * (jax.nn.one_hot(rows["label"][:6], CLASSES) - p)[:, None, :]
@@ -102,7 +102,7 @@ def test_the_reported_distance_is_half_the_square_from_the_anchor_weighted_by_im
 
 
 def test_however_heavy_the_student_stays_between_the_anchor_and_where_it_would_go():
-    """As a gradient of the same weight the pull would overshoot, and diverge."""
+    """Check a pull of weight 1e6; as a part of the gradient, it would overshoot and diverge."""
     light, heavy = World("ewc(weight=0.0, every=1)", rate=0.5), World("ewc(weight=1e6, every=1)", rate=0.5)
     first, free, held = light.states(2)[1:], light.states(2)[2], heavy.states(2)[2]
     distance = lambda ts: optax.tree.norm(optax.tree.sub(ts.params["student"], first[0].params["student"]))

@@ -1,4 +1,4 @@
-"""Hard routing: only the chosen teacher runs, and the gate learns as if all had."""
+"""Tests of hard routing: only the selected teacher runs for a row, and the gate learns as if all teachers ran."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,6 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.steps.dispatch import dispatch_rows
 
 KEY = jax.random.key(0)
-
-
-# Hard routing: only the chosen teacher runs
 
 
 def test_every_row_hears_its_own_teacher_and_no_other_runs_on_it():
@@ -49,7 +46,7 @@ def test_few_rows_are_dispatched_too(choice):
 
 
 def loudest() -> Fusion:
-    """A gate of which a row of `train` hears one teacher; calibrated on what it gives to all."""
+    """Build a gate whose weights are one-hot in rows where `hears_one` is set, and soft in all others."""
     whole = registry.fusions.build(GATE, "fusion")
 
     def apply(params, state, signals, *, key):
@@ -62,7 +59,7 @@ def loudest() -> Fusion:
 
 
 def test_hard_routing_is_a_gate_of_which_a_row_hears_one():
-    """The gate reads the image alone; the student learns from the same teacher, whoever runs, and the gate moves."""
+    """Check that student and gate learn as if all teachers ran, with one-hot weights for the student."""
     hears = lambda number: np.full(rows(0)["mask"].shape, number, np.float32)
     batches = {"train": rows(0) | {"hears_one": hears(1)}, "calibration": rows(1) | {"hears_one": hears(0)}}
     given = (("routing", loudest()), ("routing(hard=True)", GATE))
@@ -79,10 +76,10 @@ def test_a_gate_that_hears_one_alone_is_refused():
 
 @pytest.mark.slow
 def test_hard_routing_on_a_mesh_is_that_on_one_device():
-    """Of a gate that reads the student, so that no teacher is chosen of rows that are not there yet."""
+    """Check that an update on 8 devices equals that on one, with a gate that reads the student's outputs."""
     step, frozen, _ = world("routing(hard=True)", BOTH, "gate(inputs=('student', 'image'), width=8)")
     batches = {"train": rows(0), "calibration": rows(1)}
-    start, watched = trained(step, frozen, batches, 40)  # at first all rows have the first teacher
+    start, watched = trained(step, frozen, batches, 40)  # at the start, the gate selects the first teacher for all rows
     assert 0.3 < watched["gate/share/0"] < 0.7 and watched["gate/entropy"] < 0.4
     one = jax.device_get(jax.jit(step.update)(start, frozen, batches))
     mesh = make_mesh((2, 2, 2))

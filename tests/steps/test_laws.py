@@ -1,4 +1,4 @@
-"""Laws: what must hold for every step and optimiser that is registered, now and later."""
+"""Tests of the laws that every registered step and optimiser must keep."""
 
 import functools
 import itertools
@@ -31,7 +31,7 @@ KEY = jax.random.key(0)
 
 
 class World(NamedTuple):
-    """A step with all that it needs, compiled."""
+    """A step with its compiled functions, the variables of its frozen teachers, and a batch."""
 
     step: Step
     frozen: tuple[Variables, ...]
@@ -59,7 +59,7 @@ MODELS = {
     for kind, specs in {
         "image": (
             "mlp(widths=(32, 32), classes=4)",
-            "mlp(widths=(32, 32), classes=4)",  # as the student's network, from which weights are shared
+            "mlp(widths=(32, 32), classes=4)",  # the student's shapes, which `decay(towards='teacher')` needs
             "mlp(widths=(12, 16), classes=4)",
         ),
         "tokens": tuple(
@@ -98,7 +98,7 @@ def first_values(model: Model, number: int, inputs: str) -> Variables:
 
 
 def with_memory(model: Model) -> Model:
-    """The model, except that its state counts calls, and has moving averages of its logits and of what it drew."""
+    """Return the model with more state: a count of training calls, and decaying sums of its logits and random draws."""
 
     def init(key, batch):
         params, state = model.init(key, batch)
@@ -114,14 +114,18 @@ def with_memory(model: Model) -> Model:
 
 
 def spoilt(model: Model, always: bool) -> Model:
-    """The model, except that it says NaN wherever the mask is -0: one program does for both. Always: wherever 0."""
+    """Return a model whose outputs are NaN in rows where the mask is -0.0 or, with `always`, in all masked rows.
+
+    With -0.0 in place of 0.0 in the mask, the same compiled program serves both cases.
+    """
 
     def apply(params, state, batch, *, train, key):
         out, state = model.apply(params, state, batch, train=train, key=key)
         fine = batch["mask"] > 0 if always else ~jnp.signbit(batch["mask"])
 
         def spoil(x):
-            there = fine if x.shape[: fine.ndim] == fine.shape else fine.reshape(len(x), -1).any(1)  # a pooled text
+            # an output that is pooled over a text has one flag for all tokens
+            there = fine if x.shape[: fine.ndim] == fine.shape else fine.reshape(len(x), -1).any(1)
             return jnp.where(there.reshape(there.shape + (1,) * (x.ndim - there.ndim)), x, jnp.nan)
 
         return jax.tree.map(spoil, out.dense()), state
@@ -130,7 +134,7 @@ def spoilt(model: Model, always: bool) -> Model:
 
 
 def run(world: World, updates: int, state=None, metric: str = "loss"):
-    """The train state after some updates, from the start or from a state, and the loss (or a metric) of each."""
+    """Run some updates from `state` (default: the first), and return the last train state and a metric of each."""
     state, losses = state or world.init(KEY, world.frozen, world.batch), []
     for _ in range(updates):
         state, metrics = world.update(state, world.frozen, world.batch)
@@ -139,7 +143,7 @@ def run(world: World, updates: int, state=None, metric: str = "loss"):
 
 
 def raw(tree: Any) -> dict[str, np.ndarray]:
-    """A tree's numbers on the host, by name; what a checkpoint holds."""
+    """Return the arrays of a tree on the host, by name, as a checkpoint holds them."""
     return jax.device_get(flatten(tree))
 
 
@@ -160,7 +164,7 @@ def test_a_step_reports_every_term_its_loss_and_the_norm_of_its_gradient(example
     _, metrics = w.update(w.init(KEY, w.frozen, w.batch), w.frozen, w.batch)
     assert {"loss", "grad_norm", "terms/kd", "terms/cross_entropy", "terms/hidden", "terms/decay"} <= set(metrics)
     assert all_finite(metrics)
-    assert metrics["terms/cross_entropy"].count == w.batch["train"]["mask"].sum() > 0  # what counts
+    assert metrics["terms/cross_entropy"].count == w.batch["train"]["mask"].sum() > 0  # masked rows do not count
 
 
 @every(STEPS)
@@ -213,13 +217,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(example):
     assert whole.step == 4
 
 
-@pytest.mark.sampled("[!o]*", "offline")  # on_policy makes rows of its own, and a second world
+@pytest.mark.sampled("[!o]*", "offline")  # on_policy makes its own rows, which needs a second compiled step
 @every(STEPS)
 def test_a_teachers_nan_in_a_row_that_does_not_count_changes_nothing(example):
     w = world(example.spec)
     clean, losses = run(w, 2)
     nan = {name: rows | {"mask": jnp.where(rows["mask"] > 0, rows["mask"], -0.0)} for name, rows in w.batch.items()}
-    makes_rows = example.stream not in w.batch  # with masks of their own
+    makes_rows = example.stream not in w.batch  # the step also makes their masks
     reached, same = run(world(example.spec, poison=True) if makes_rows else w._replace(batch=nan), 2)
     assert all_finite(flatten(reached))
     assert_same(raw(reached), raw(clean))
@@ -236,7 +240,7 @@ def test_every_update_draws_anew_and_keeps_the_students_state(example):
         states.append(jax.device_get(start.state["student"]))
     for name in states[0]:
         assert len({state[name].tobytes() for state in states}) == 4, name
-    assert [int(state["calls"]) for state in states] == [0, 1, 2, 3]  # as `aware(start=...)` counts updates
+    assert [int(state["calls"]) for state in states] == [0, 1, 2, 3]  # `aware(start=...)` relies on this count
     draws = [state["draw"] - before["draw"] / 2 for before, state in itertools.pairwise(states)]
     assert np.abs(np.diff(draws)).min() > 1e-3 and draws[0] != draws[2]
     again, _ = run(w, 3)
@@ -280,7 +284,8 @@ def test_plain_descent_moves_by_the_rate_times_the_gradient():
 
 
 def test_weights_decay_but_biases_do_not():
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "blocks/norm/scale": jnp.ones((3, 2))}  # of 3 layers
+    # the scales of 3 layers are stacked in a matrix, and must not decay as one
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "blocks/norm/scale": jnp.ones((3, 2))}
     still = jax.tree.map(jnp.zeros_like, params)
     for name in registry.optimizers:
         spec = f"{name}(weight_decay=0.5)"
@@ -289,7 +294,7 @@ def test_weights_decay_but_biases_do_not():
 
 
 def test_each_role_is_clipped_for_itself():
-    """Else what moves the student would depend on how much a gate learns beside it."""
+    """Check that a large gradient of a gate does not make the student's update smaller."""
     sgd = registry.optimizers.build("sgd(momentum=0.0)", "optimizer")
     params = {"student": {"a": jnp.zeros(2)}, "fusion": {"gate": jnp.zeros(1)}}
     gradient = {"student": {"a": jnp.array([3.0, -4.0])}, "fusion": {"gate": jnp.array([100.0])}}

@@ -1,4 +1,4 @@
-"""Steps in which a quiz teaches: hypergradients, signs, and who moves when. Laws of steps hold it too."""
+"""Tests of the steps `meta`, `pseudo_labels` and `tuned_teacher`: hypergradients, signs, and what learns when."""
 
 import itertools
 from dataclasses import replace
@@ -27,7 +27,7 @@ ALL = "('teachers', 'weights', 'temperature')"
 
 
 class World:
-    """A step on two perceptrons; plain descent at rate 1, so that a role's change is its gradient."""
+    """A step on two perceptrons, with plain descent at rate 1, so that params before minus after are the gradient."""
 
     def __init__(
         self,
@@ -56,19 +56,19 @@ class World:
         return self.update(start or self.start, self.frozen, self.batch | batch)[0]
 
     def slope(self) -> dict:
-        """What the quiz asks of every role that it teaches."""
+        """Return the gradient of every role that the quiz trains."""
         after = self.after()
         taught = [role for role in ("teachers", "weights", "temperature") if role in after.params]
         return {role: difference(self.start.params[role], after.params[role]) for role in taught}
 
 
 def difference(before, after):
-    """Of each array, in numpy."""
+    """Return `before - after` of each array, in numpy."""
     return jax.tree.map(np.subtract, before, after)
 
 
 def product(a, b) -> float:
-    """The inner product of two trees, in numpy."""
+    """Return the inner product of two trees, in numpy."""
     return sum(jax.tree.leaves(jax.tree.map(np.vdot, a, b)))
 
 
@@ -90,7 +90,7 @@ def double():
 
 
 def learned_loss(student, taught, batch):
-    """What the student minimises, written out."""
+    """Compute by hand the loss that the student minimises."""
     temperature = 2.0 * jnp.exp(taught["temperature"])
     said, heard = speak(student, batch["image"]), speak(taught["teachers"][0], batch["image"])
     log_p, log_q = jax.nn.log_softmax(heard / temperature), jax.nn.log_softmax(said / temperature)
@@ -107,7 +107,7 @@ def quiz_loss(student, batch):
 
 
 def unrolled(world: World, taught, steps: int, rate: float):
-    """The quiz loss of a pilot that took some steps, each on every so-manieth row."""
+    """Compute the quiz loss of a copy of the student after `steps` updates, each on every `steps`-th row."""
     pilot = world.start.params["student"]
     for number in range(steps):
         part = {name: x[number::steps] for name, x in world.batch["train"].items()}
@@ -133,7 +133,7 @@ def test_hypergradients_agree_with_finite_differences_and_with_the_unrolled_step
 
 
 def test_each_inner_step_draws_anew():
-    """The quiz's slope in the weight of a loss that changes its sign at random: 64 signs nearly cancel each other."""
+    """Check that the gradient of a loss weight is small if each of 64 inner steps draws the sign of the loss."""
 
     def slope(sign) -> float:
         def apply(params, state, signals, *, key):
@@ -168,7 +168,7 @@ def test_each_inner_step_continues_the_running_statistics_of_the_one_before():
 
 
 def test_one_inner_step_is_the_mixed_second_derivative(double):
-    """-eta (d2 L / dT dS)' grad L_quiz, with the whole matrix."""
+    """Check against -inner_lr (d2 L / dT dS)' grad CE(quiz), with the whole matrix of second derivatives."""
     world = World("meta(inner_lr=0.5)")
     student, teacher = world.start.params["student"], world.start.params["teachers"][0]
     taught = lambda teacher: {"teachers": (teacher,), "temperature": 0.0, "weights": dict.fromkeys(TERMS, 0.0)}
@@ -222,7 +222,7 @@ def test_the_student_learns_from_the_teacher_as_it_is_now():
     moved = difference(world.start.params["student"], after.params["student"])
     assert_close(moved, now, rtol=1e-4, atol=1e-5)
     assert norm(difference(before, now)) > 1e-2
-    silent = world.batch["quiz"] | {"mask": np.zeros(8, np.float32)}  # nor is it taught by the loss that it shapes
+    silent = world.batch["quiz"] | {"mask": np.zeros(8, np.float32)}  # without a quiz, nothing trains these roles
     assert_same(own(world.after(quiz=silent)), own(world.start))
 
 
@@ -230,7 +230,7 @@ def test_the_student_learns_from_the_teacher_as_it_is_now():
 
 
 def share_of(world: World, state: TrainState, label) -> float:
-    """The teacher's mean log-probability of labels, of rows that count."""
+    """Return the teacher's mean log-probability of the labels, over rows that are not masked."""
 
     @jax.jit
     def share(params, batch):
@@ -242,11 +242,11 @@ def share_of(world: World, state: TrainState, label) -> float:
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hurt(helps):
-    """The quiz has the labels that it draws, or others."""
+    """Check it with a quiz that has the labels which the teacher draws (`helps`), or other labels."""
     world = World("pseudo_labels(supervised=0.0)", rates={"student": 0.1})
     sure = jax.tree.map(
         lambda x: jnp.asarray(4 * np.asarray(x)), world.start.params["teachers"]
-    )  # so that its soft targets say the same
+    )  # a confident teacher, whose soft targets agree with the labels that it draws
     start = replace(world.start, params=world.start.params | {"teachers": sure})
     image = world.batch["train"]["image"]
 
@@ -269,7 +269,7 @@ def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hur
 
 
 def test_what_labels_were_worth_is_the_papers_product_of_gradients():
-    """To the first order: h = rate grad CE(quiz) . grad of what the student minimised."""
+    """Check, to first order, that the gain is grad CE(quiz) . (S - S'), with the student S before and S' after."""
     world = World("pseudo_labels(supervised=0.0)", rates={"student": 1e-3})
     after, metrics = world.update(world.start, world.frozen, world.batch)
     student = world.start.params["student"]
@@ -279,7 +279,7 @@ def test_what_labels_were_worth_is_the_papers_product_of_gradients():
 
 
 def test_a_label_does_not_depend_on_which_teacher_was_drawn_to_say_it():
-    """Of a sure teacher (0.9, 0.1) and an undecided one: 0.7. By one key, the first gives all rows, the other none."""
+    """Check that teachers (0.9, 0.1) and (0.5, 0.5) label 0.7 of the rows 0; one key for both draws would give 0.5."""
     say = lambda *p: Model(
         lambda key, batch: ({"bias": jnp.log(jnp.asarray(p))}, {}),
         lambda params, state, batch, *, train, key: (
@@ -295,7 +295,7 @@ def test_a_label_does_not_depend_on_which_teacher_was_drawn_to_say_it():
     batch, frozen = {"train": rows, "quiz": rows}, tuple(Variables(*m.init(KEY, rows)) for m in models[1:])
     start = jax.jit(step.init)(KEY, frozen, batch)
     loss = float(jax.jit(step.update)(start, frozen, batch)[1]["terms/ce"].compute())
-    zeros = (loss + np.log(0.1)) / (np.log(0.1) - np.log(0.9))  # of -share log 0.9 - (1 - share) log 0.1
+    zeros = (loss + np.log(0.1)) / (np.log(0.1) - np.log(0.9))  # solves loss = -zeros log 0.9 - (1 - zeros) log 0.1
     assert zeros == pytest.approx(0.7, abs=0.03)
 
 
@@ -305,7 +305,7 @@ def test_labels_of_the_training_rows_are_not_read():
     assert_same(world.after().params, world.after(train=other).params)
 
 
-# The control
+# The control `tuned_teacher`
 
 
 def test_the_teacher_is_tuned_first_and_then_the_student_learns_from_it():

@@ -1,4 +1,4 @@
-"""On-policy: what the student writes, what of it counts, and the gradients that it and its policy get, by hand."""
+"""Tests of the step `on_policy` and the loss `policy_gradient`: samples, masks and gradients by hand."""
 
 import itertools
 from dataclasses import replace
@@ -33,7 +33,7 @@ FROZEN = (Variables(*jax.jit(TEACHER.init)(jax.random.key(1), ROWS)),)
 
 
 def world(spec: str, stream: str, read=(), **weights: float):
-    """A step of plain descent whose terms read a stream (`read`: or others, with loss and weight), and its state."""
+    """Build a step and its first state; terms are `weights` on `stream`, and `read`: tuples (stream, loss, weight)."""
     read = [*((stream, name, weight) for name, weight in weights.items()), *read]
     terms = {f"{own} of {s}": WeightedTerm(build_loss(own)._replace(stream=s), w) for s, own, w in read}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
@@ -43,14 +43,14 @@ def world(spec: str, stream: str, read=(), **weights: float):
 
 
 def gradient(spec: str, stream: str, rows=ROWS, read=()):
-    """What one update takes away from the student's parameters."""
+    """Return the student's gradient, which one update at rate 1 subtracts, and the metrics of the update."""
     step, start = world(spec, stream, read) if read else world(spec, stream, reverse_kl=1.0)
     new, metrics = jax.jit(step.update)(start, FROZEN, {"train": rows})
     return jax.tree.map(jnp.subtract, start.params["student"], new.params["student"]), metrics
 
 
 def written(prompt: int, **settings):
-    """The batch that the student's first parameters write, put together here."""
+    """Generate texts with the student's first params, and build by hand the batch that the step makes of them."""
     _, start = world("on_policy(prompt=2)", "samples", reverse_kl=1.0)
     real = np.asarray(ROWS["mask"]).sum(1).astype(int)
     lengths = jnp.clip(np.where(real > 0, real + 1, 0), 1, prompt)
@@ -97,7 +97,7 @@ def test_of_a_share_of_0_the_samples_are_the_data():
     assert apart(gradient("on_policy(prompt=3, share=0.0)", "samples")[0], gradient("offline()", "train")[0]) < 1e-5
 
 
-METHODS = {  # terms by stream, with their weights, as the docstring of the step has them
+METHODS = {  # weights of the losses on each stream, as in the docstring of `on_policy`
     "GKD in one step": {"samples": {"jsd": 0.3}, "train": {"jsd(beta=0.5)": 0.7}},
     "MiniLLM": {"samples": {"reverse_kl": 1.0, "policy_gradient": 0.5}, "train": {"cross_entropy": 1.0}},
     "DistiLLM-2": {"samples": {"skew_reverse_kl": 1.0}, "train": {"skew_kl": 0.5}},
@@ -117,7 +117,7 @@ def test_a_published_method_is_the_sum_of_its_terms_each_on_its_own_texts(method
 
 
 def test_a_share_is_that_of_the_steps():
-    """Of the first half of them none, and then 0.3."""
+    """Check that no step of the first half of the training uses samples, and 0.3 of the later steps do."""
     step, state = world("on_policy(prompt=1, share=phases(values=(0.0, 0.3), at=(0.5,)))", "samples", reverse_kl=1e-3)
     update, counts = jax.jit(step.update), []
     first = [update(replace(state, step=jnp.int32(n)), FROZEN, {"train": ROWS})[1] for n in range(0, 50, 5)]
@@ -142,7 +142,7 @@ def test_texts_are_put_together_and_counted_by_hand():
     assert found["input_ids"].tolist() == [[1, 2, 11, 12], [5, 14, 15, 0], [6, 7, 16, 17]]
     assert found["label"].tolist() == [[2, 11, 12, 13], [14, 15, 0, 0], [7, 16, 17, 18]]
     assert found["mask"].tolist() == [[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
-    assert found["segment_ids"].tolist() == [[1] * 4] * 3  # the student saw the whole of its prompt
+    assert found["segment_ids"].tolist() == [[1] * 4] * 3  # one segment, as the student saw the whole prompt
     assert found["index"].tolist() == [0, 1, 2]
     assert all(found[name].dtype == rows[name].dtype for name in rows)
 
@@ -180,13 +180,13 @@ TEXTS = list(itertools.product(range(2), repeat=3))
 
 
 def tables(seed: int):
-    """Logits of the next token after each beginning."""
+    """Draw logits of the next token after each text of 0, 1 or 2 tokens."""
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=(2,) * (n + 1)), jnp.float32) for n in range(3)]
 
 
 def said(tables, text) -> jax.Array:
-    """`[3, 2]`: the logits that a text meets."""
+    """Return the logits of each token of a text, `[3, 2]`."""
     return jnp.stack([table[tuple(text[:n])] for n, table in enumerate(tables)])
 
 
@@ -195,7 +195,7 @@ def log_probability(tables, text):
 
 
 def exact(student, teacher):
-    """The gradient of KL(student || teacher) between texts."""
+    """Return the exact gradient of KL(student || teacher) over all texts."""
 
     def divergence(tables):
         both = [(log_probability(tables, text), log_probability(teacher, text)) for text in TEXTS]
@@ -205,7 +205,7 @@ def exact(student, teacher):
 
 
 def expected(student, teacher, *specs: str):
-    """The mean, over the student's texts, of the gradients of terms on them."""
+    """Return the expected gradient of the losses on texts that the student samples."""
 
     def of_text(tables, text):
         base = signals(batch=(1, 3), classes=2)

@@ -1,4 +1,4 @@
-"""Students that are teachers: an average of oneself, and peers. By hand, beside broken twins; laws hold it too."""
+"""Tests of the steps `averaged` and `mutual`: updates by hand, and wrong updates that must differ."""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +25,7 @@ TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy",
 
 
 class World:
-    """A step on perceptrons of these widths, the student first; plain descent at rate 1: a change is a gradient."""
+    """A step on perceptrons of the given widths, the student's first, with plain gradient descent at rate 1."""
 
     def __init__(self, spec: str, *widths: int, fusion: str = "average", rates: dict[str, float] | None = None):
         self.student, *teachers = map(perceptron, widths)
@@ -45,7 +45,7 @@ class World:
         return Variables(*model.init(jax.random.key(number), self.batch["train"]))
 
     def states(self, count: int) -> list[TrainState]:
-        """The first state, and the one after each of so many updates."""
+        """Return the first train state, and those after each of `count` updates."""
         found = [self.start]
         for _ in range(count):
             found.append(self.update(found[-1], self.frozen, self.batch)[0])
@@ -53,7 +53,7 @@ class World:
 
 
 def loss(student, others, batch, weights=(0.75, 0.25)):
-    """What a student minimises beside the mean of others, written out."""
+    """Compute by hand a student's loss, with the mean prediction of `others` as its teacher."""
     said = speak(student, batch["image"])
     heard = sum(jax.nn.softmax(speak(other, batch["image"]) / 2.0) for other in others) / len(others)
     kd = 4.0 * jnp.sum(heard * (jnp.log(heard) - jax.nn.log_softmax(said / 2.0)), -1)
@@ -62,7 +62,7 @@ def loss(student, others, batch, weights=(0.75, 0.25)):
 
 
 def moved(student, others, batch, **more):
-    """The student after a step of plain descent at rate 1."""
+    """Return the student's params after one step of plain gradient descent at rate 1."""
     slope = jax.jit(jax.grad(lambda own: loss(own, others, batch, **more)))(student)
     return jax.tree.map(jnp.subtract, student, slope)
 
@@ -71,7 +71,7 @@ def moved(student, others, batch, **more):
 
 
 def by_hand(world: World, momentum: float, every: int, updates: int, first: bool = False) -> tuple[list, list]:
-    """Students and averages after each update; `first`: a broken twin, whose average moves before the student."""
+    """Return students and averages after each update; with `first`, the average wrongly moves before the student."""
     student = average = world.start.params["student"]
     students, averages = [student], [average]
     for number in range(1, updates + 1):
@@ -102,7 +102,7 @@ def test_the_average_moves_after_the_student_that_learned_from_it(momentum, ever
 
 
 def test_an_average_that_follows_at_once_teaches_nothing():
-    """It is the student: then soft targets have no gradient, and the student learns from labels alone."""
+    """Check that a student whose average equals it learns from labels alone: soft targets then have no gradient."""
     world = World("averaged(momentum=0.0)", 4, 4)
     labels = lambda student: moved(student, [student], world.batch["train"], weights=(0.0, 0.25))
     ts = world.states(2)
@@ -112,7 +112,7 @@ def test_an_average_that_follows_at_once_teaches_nothing():
 
 def test_an_average_that_stays_is_a_frozen_teacher_and_what_was_given_is_not_read():
     world = World("averaged(momentum=1.0)", 4, 4)
-    beside = replace(world.start, step=world.start.step + 10**6)  # a plain mean of so many moves stays where it is
+    beside = replace(world.start, step=world.start.step + 10**6)  # after so many updates, a plain mean hardly moves
     after, _ = world.update(beside, world.frozen, world.batch)
     assert_close(after.state["average"].params, world.start.state["average"].params)
     other = (world.first(world.student, 7),)
@@ -157,7 +157,7 @@ def members(ts: TrainState) -> list:
 
 
 def together(everybody, batch) -> list:
-    """A broken twin: each also moves as the others would like to hear it."""
+    """Return the members after a wrong update, in which each loss also moves the members that teach."""
     but = lambda k, all_: [each for j, each in enumerate(all_) if j != k]
     whole = lambda all_: sum(loss(own, but(k, all_), batch) for k, own in enumerate(all_))
     slopes = jax.jit(jax.grad(whole))(everybody)
@@ -229,7 +229,7 @@ def test_a_run_with_a_peer_measures_it_when_it_has_learned_and_takes_a_finished_
     assert runs.run(tmp_path, *words) == 0
     rows = runs.results(tmp_path)["rows"]
     assert [row["name"] for row in rows] == ["teacher big", "student"]
-    assert all(row["accuracy"] > 0.35 for row in rows)  # of 4 classes; both begin at random
+    assert all(row["accuracy"] > 0.35 for row in rows)  # guessing gives 0.25; both start from random params
     saved = runs.saved(tmp_path / "student")
     assert any(name.startswith("params/teachers/0/") for name in saved)
     assert not (tmp_path / "teachers").exists()

@@ -1,4 +1,4 @@
-"""A buffer of what came by, and the order in which tasks come: by hand, beside broken twins; laws hold them too."""
+"""Tests of the step `replay` and the order `tasks`: the buffer, updates and batches by hand."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def empty(size: int = SIZE) -> Buffer:
 
 
 def stream(first: Any, count: int, mask: Any = 1.0):
-    """Rows that are told by their number, and what was said of them."""
+    """Return `count` rows, whose index starts at `first`, and logits that are computed from the index."""
     index = jnp.arange(count, dtype=jnp.int32) + first
     return {"index": index, "mask": jnp.broadcast_to(mask, count) * 1.0}, jnp.stack([index, -index], 1) * 1.0
 
@@ -47,7 +47,7 @@ def after(batches: int, count: int, key) -> Buffer:
 
 
 def test_a_reservoir_of_batches_is_the_reservoir_of_their_rows_one_by_one():
-    """Vitter's algorithm R with the same draws, in a loop."""
+    """Check against a loop of Vitter's algorithm R with the same random numbers."""
     for number in range(5):
         key = jax.random.fold_in(KEY, number)
         slots: list[Any] = [None] * SIZE
@@ -67,7 +67,7 @@ def test_every_row_is_kept_with_one_chance_where_a_buffer_of_the_newest_keeps_th
     share = np.bincount(np.asarray(kept).ravel(), minlength=30) / 2000
     even, deviation = SIZE / 30, np.sqrt(0.2 * 0.8 / 2000)
     assert np.abs(share - even).max() < 5 * deviation
-    newest = np.isin(np.arange(30), np.arange(24, 30)) * 1.0  # what the broken twin's share would be
+    newest = np.isin(np.arange(30), np.arange(24, 30)) * 1.0  # the shares in a buffer of the newest rows
     assert np.abs(newest - even).max() > 50 * deviation
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_count_does_not_come():
 
 
 class World:
-    """The step on a perceptron, without a teacher; plain descent at rate 1, so that a change is a gradient."""
+    """A step on a perceptron without a teacher, with plain gradient descent at rate 1."""
 
     def __init__(self, spec: str):
         self.student = perceptron(4)
@@ -104,7 +104,7 @@ def cross_entropy(student, batch):
 
 
 def test_dark_experience_replay_by_hand():
-    """With one row in the buffer, a draw is known."""
+    """Check three updates with a buffer of one row, so that the replayed row is known."""
     world = World("replay(size=1, alpha=0.7, beta=0.3)")
     ts = world.start
     for batch in world.batches:
@@ -121,10 +121,10 @@ def test_dark_experience_replay_by_hand():
         ts, metrics = world.update(ts, (), batch)
         assert_close(ts.params["student"], jax.tree.map(jnp.subtract, student, slope), atol=1e-5)
         now = ts.state["buffer"]
-        if (now.rows["image"] != buffer.rows["image"]).any():  # kept is what was said before the update
+        if (now.rows["image"] != buffer.rows["image"]).any():  # the buffer stores logits from before the update
             (row,) = np.flatnonzero((batch["train"]["image"] == now.rows["image"]).all(1))
             assert_close(now.logits[0], met[row], atol=1e-5)
-    assert ts.state["buffer"].seen == 18  # 6 of 8 rows count
+    assert ts.state["buffer"].seen == 18  # 3 batches of 8 rows, 2 of each masked
     assert float(metrics["replay/logits"].compute()) == pytest.approx(float(again(student)), rel=1e-4)
     assert float(metrics["replay/labels"].compute()) == pytest.approx(float(cross_entropy(student, one)), rel=1e-4)
 
@@ -167,7 +167,7 @@ def test_tasks_come_one_after_the_other_and_each_is_shuffled_over_and_over():
     assert first[:10].tolist() != first[10:].tolist()
     second = np.concatenate([batch["index"] for batch in seen[6:11]])
     assert sorted(second) == np.flatnonzero(LABELS != 0).tolist()
-    assert_same(run[13], batches(GROUPS, steps=6)[13])  # whatever was drawn before
+    assert_same(run[13], batches(GROUPS, steps=6)[13])  # a batch depends on its number alone
     half = batches(GROUPS, steps=6, rows=slice(2, 4))
     assert_same(half[13], {field: x[2:] for field, x in run[13].items()})
 
@@ -210,7 +210,7 @@ def test_a_run_of_tasks_is_resumed_to_the_bit_and_its_teacher_sees_everything_at
     assert set(whole["state/buffer/rows/label"].tolist()) == {0, 1, 2, 3}
     assert runs.differences(whole, parts) == []
     rows = {row["name"]: row["accuracy"] for row in runs.results(tmp_path / "whole")["rows"]}
-    assert rows["teacher big"] > 0.6  # of 4 classes
+    assert rows["teacher big"] > 0.6  # guessing gives 0.25
 
 
 def test_each_task_has_an_order_of_its_own():

@@ -1,4 +1,4 @@
-"""Routing: who is weighed by whom. Laws of steps and fusions hold it too."""
+"""Tests of the step `routing`: what the gate learns, where no gradient may pass, and configs that are refused."""
 
 from dataclasses import replace
 
@@ -31,17 +31,17 @@ def _half_dead(params, state, batch, *, train, key):
     return Outputs(jnp.log(said), (said, jnp.zeros_like(said), 4 * said), embedding=said), state
 
 
-HALF_DEAD = Model(lambda key, batch: ({}, {}), _half_dead)  # its layer 1 says nothing
+HALF_DEAD = Model(lambda key, batch: ({}, {}), _half_dead)  # the hidden state of layer 1 is 0
 PATHS, ROUTED = "gate(inputs=('student',), width=8, paths=2)", "routed_hidden(layers=((1, 1), (1, 2)))"
 
 
 def weight_of_the_first_path(state) -> float:
-    """Which leads from the dead layer."""
+    """Return the mean weight of the first path, which comes from the teacher's dead layer."""
     return float(fused(state, PATHS, (HALF_DEAD,), rows(3)).routes[0].mean())
 
 
 def fused(state, fusion: str, teachers, batch) -> Outputs:
-    """What the trained gate makes of the teachers."""
+    """Return the teachers' outputs as the trained gate fuses them."""
     student = registry.models.build(STUDENT, "")
 
     @jax.jit
@@ -77,7 +77,7 @@ def test_each_domain_is_routed_to_the_teacher_that_is_right_there(by):
 
 
 def test_with_labels_of_others_nothing_is_routed():
-    """The broken twin: what calibrates must belong to its rows."""
+    """Check that a gate learns no routing from calibration labels that belong to other rows."""
     step, frozen, _ = world("routing", BOTH)
     calibration = rows(1)
     calibration["label"] = np.roll(calibration["label"], 7)
@@ -92,7 +92,7 @@ def test_no_gradient_crosses_between_gate_and_student():
     update = jax.jit(step.update)
     moved = lambda batches: update(start, frozen, batches)[0].params
     other = {"train": rows(2), "calibration": rows(1)}
-    assert_same(moved(batches)["fusion"], moved(other)["fusion"])  # the gate never sees what the student minimises
+    assert_same(moved(batches)["fusion"], moved(other)["fusion"])  # the gate does not depend on the student's batch
     other = {"train": rows(0), "calibration": rows(3)}
     assert_same(moved(batches)["student"], moved(other)["student"])
     nothing = rows(1) | {"mask": np.zeros(64, np.float32)}
@@ -101,7 +101,7 @@ def test_no_gradient_crosses_between_gate_and_student():
 
 
 def test_a_student_cannot_choose_its_teacher_by_what_the_gate_reads_of_it():
-    """Of a head that learned: at first it is 0, and whatever is read weighs nothing."""
+    """Check that no gradient of the gate reaches the student; its head is random, as a head of 0 would pass none."""
     gate, seen = registry.fusions.build("gate(width=4, paths=2)", ""), signals(depths=(4, 3))
     params = gate.init(KEY, seen)[0]
     params = params | {"head/kernel": jax.random.normal(KEY, params["head/kernel"].shape)}
@@ -123,7 +123,7 @@ def test_what_the_mean_weights_lack_of_the_floor_is_lost():
 @pytest.mark.slow
 @pytest.mark.parametrize("chooses", ["teachers", slow("paths")])
 def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings(chooses):
-    """Finite differences, in float64, of the student's loss on the quiz after its update, in the gate's parameters."""
+    """Check the gate's gradient against finite differences, in float64, of the student's quiz loss after one update."""
     given = {"teachers": (BOTH,), "paths": ((HALF_DEAD,), PATHS, ("kd", ROUTED))}[chooses]
     with jax.enable_x64(True):
         step, frozen, student = world(
@@ -152,7 +152,7 @@ def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings(choos
 
 
 def _descended(step, state, frozen, batches, rate):
-    """The student's parameters after one plain update by the step itself, whose rate is 0.02."""
+    """Return the student's params after one plain update at `rate`, from the step's own update at rate 0.02."""
     after, _ = step.update(state, frozen, batches)
     return jax.tree.map(lambda a, b: a + (b - a) * rate / 0.02, state.params["student"], after.params["student"])
 
@@ -160,14 +160,14 @@ def _descended(step, state, frozen, batches, rate):
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="looking one update ahead, a hint that says nothing seems to do least harm")
 def test_a_quiz_gives_a_dead_layer_no_weight():
-    """It did only while the student had a gradient through what the gate reads of it."""
+    """Check what held only while a gradient reached the student through the inputs of the gate."""
     step, frozen, _ = world("routing(by='quiz', inner_lr=1.0)", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
     state, _ = trained(step, frozen, {"train": rows(0, 32), "quiz": rows(1)}, 150)
     assert weight_of_the_first_path(state) < 0.1
 
 
 def test_a_layer_of_which_a_probe_reads_nothing_gets_no_weight():
-    """Beside it two broken twins: layers in another order than the paths, and a gate trained by the loss it weighs."""
+    """Check that probes find the dead layer, and that swapped probes or the loss that the gate weights prefer it."""
     dead = []
     for probes in ("(1, 2)", "(2, 1)"):
         step, frozen, _ = world(f"routing(probes={probes})", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
@@ -180,13 +180,13 @@ def test_a_layer_of_which_a_probe_reads_nothing_gets_no_weight():
     assert weight_of_the_first_path(state) > 0.9
 
 
-# What belongs to no row
+# Absent teachers and masked rows
 
 
 @pytest.mark.sampled("quiz")
 @pytest.mark.parametrize("by", ["calibration", "reinforce", "quiz"])
 def test_what_trains_the_gate_hears_no_absent_teacher_and_takes_no_label_for_another(by):
-    """An absent teacher's NaN must not enter a gradient, nor the label of a row that does not count; -1 is no class."""
+    """Check that NaN of absent teachers and labels of masked rows change nothing; a label -1 that counts gives NaN."""
 
     def absent(k: int) -> Model:
         unsaid = lambda batch: jnp.where(batch["present"][:, k] == 0, batch["nonsense"], 0.0)[:, None]

@@ -1,4 +1,4 @@
-"""Steps that weigh terms, by hand: min-norm points, balanced gradients, uncertainties at rest, and what they report."""
+"""Tests of the steps `mgda`, `gradnorm` and `uncertainty`: weights of the terms, updates by hand, and metrics."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -27,19 +27,19 @@ SGD = registry.optimizers.build("sgd(momentum=0.0)", "")
 
 
 def point(*start: float) -> Model:
-    """A student that is a point, and says nothing."""
+    """Build a student whose only parameter is a point, and whose logits are 0."""
     say = lambda params, state, batch, *, train, key: (Outputs(jnp.zeros((2, 3))), state)
     return Model(lambda key, batch: ({"x": jnp.asarray(start)}, {}), say)
 
 
 def bowl(centre: Any, scale: float = 1.0, floor: float = 0.0) -> Term:
-    """scale / 2 ||x - centre||^2 + floor; its gradient is scale (x - centre)."""
+    """Build the loss scale / 2 ||x - centre||^2 + floor, whose gradient is scale (x - centre)."""
     value = lambda x: 0.5 * scale * jnp.sum((x - jnp.asarray(centre)) ** 2) + floor
     return stateless(lambda signals: value(signals.params["student"]["x"]), local=False)
 
 
 class World(NamedTuple):
-    """A step on a point, compiled, and its first state."""
+    """The compiled update of a step on a point, and the first train state."""
 
     update: Any
     start: TrainState
@@ -56,7 +56,7 @@ def world(spec: str, start: Any, terms: dict[str, Any], rate: float = 0.1, **rol
 
 
 def run(w: World, updates: int) -> tuple[TrainState, dict[str, float]]:
-    """The state after some updates, and what the last of them reported."""
+    """Return the train state after some updates, and the metrics of the last one."""
     ts, metrics = w.start, {}
     for _ in range(updates):
         ts, metrics = w.update(ts)
@@ -79,12 +79,12 @@ def weights_of(*vectors: Any) -> np.ndarray:
     ("vectors", "expected"),
     [
         (((1, 0), (0, 1)), (0.5, 0.5)),
-        (((2, 0), (0, 1)), (0.2, 0.8)),  # as 1 / ||g||^2
+        (((2, 0), (0, 1)), (0.2, 0.8)),  # weights as 1 / ||g||^2
         (((3, 0), (-1, 0)), (0.25, 0.75)),  # opposed: they cancel
-        (((1, 2), (1, 2)), (0.5, 0.5)),  # identical: anything is right, and they are treated alike
-        (((1, 1), (3, 3)), (1, 0)),  # one way: the shorter
+        (((1, 2), (1, 2)), (0.5, 0.5)),  # identical: all weights are right, equal ones are chosen
+        (((1, 1), (3, 3)), (1, 0)),  # same direction: the shorter gets all weight
         (((1, 0), (1, 5)), (1, 0)),  # the shorter is the nearest point of the segment
-        (((0, 0), (1, 0)), (0, 1)),  # without a gradient, without a say
+        (((0, 0), (1, 0)), (0, 1)),  # a gradient of 0 gets no weight
         (((0, 0), (0, 0)), (0, 0)),
         (((1e-12, 0), (0, 1e-12)), (0.5, 0.5)),
         (((5, 5),), (1,)),
@@ -108,7 +108,7 @@ def test_the_min_norm_point_of_more_vectors_is_that_of_a_solver(count):
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
         ).fun
         assert found @ products @ found < 1.01 * least + 1e-4
-        shortest = found @ vectors  # of a descent for all, no product is less than its square
+        shortest = found @ vectors  # its product with each vector is at least its own square
         assert (vectors @ shortest > 0.95 * shortest @ shortest - 1e-3).all()
 
 
@@ -119,7 +119,7 @@ CONFLICT = {"near": bowl((0.0, 1.0)), "far": bowl((0.0, -1.0), scale=20.0)}
 
 
 def falls(spec: str) -> dict[str, float]:
-    """By how much each term falls in one small step from (0.2, 0.2)."""
+    """Return by how much each term falls in one small step from (0.2, 0.2)."""
     w = world(spec, (0.2, 0.2), CONFLICT, rate=1e-3)
     before = w.update(w.start)[1]
     after = w.update(w.update(w.start)[0])[1]
@@ -134,12 +134,12 @@ def test_under_mgda_every_term_falls_where_their_sum_lets_one_rise():
 
 
 def test_a_step_of_mgda_is_that_of_the_closed_form():
-    """Of orthogonal gradients (2, 0) and (0, 1): weights 0.2 and 0.8."""
+    """Check that orthogonal gradients (2, 0) and (0, 1) get the weights 0.2 and 0.8."""
     terms = {"a": bowl((-1.0, 0.0)), "b": WeightedTerm(bowl((1.0, -2.0), scale=1.0), 0.5)}
     ts, metrics = run(world("mgda", (1.0, 0.0), terms), 1)
     assert_close(x(ts), np.asarray([1.0, 0.0]) - 0.1 * np.asarray([0.2 * 2, 0.8 * 0.5 * 2]))
     assert metrics["weights/a"] == pytest.approx(0.2) and metrics["weights/b"] == pytest.approx(0.8 * 0.5)
-    assert metrics["loss"] == pytest.approx(0.5 * 4 + 0.5 * 0.5 * 4)  # as the config weighs it
+    assert metrics["loss"] == pytest.approx(0.5 * 4 + 0.5 * 0.5 * 4)  # with the weights of the config
 
 
 def test_mgda_of_normalised_gradients_does_not_see_their_length():
@@ -156,14 +156,14 @@ def test_terms_that_mgda_does_not_weigh_are_added():
 
 
 def test_what_belongs_to_one_term_follows_that_term_alone():
-    """Its own parameters, such as a projector, learn from its whole gradient, whatever share the student gets."""
+    """Check that a term's own params, such as a projector, learn with its config weight even if MGDA gives it 0."""
 
     own = lambda key, seen: ({"y": jnp.ones(())}, {})
     longer = lambda params, x: 0.5 * (params["y"] ** 2 + jnp.sum((x - jnp.asarray([-1.0, 0.0])) ** 2))
     apply = lambda params, state, seen, *, key: (longer(params, seen.params["student"]["x"]), state)
     terms = {"a": WeightedTerm(Term(own, apply, local=False), 0.7), "b": WeightedTerm(bowl((0.0, 0.0)), 0.5)}
     ts, metrics = run(world("mgda", (1.0, 0.0), terms), 1)
-    assert metrics["weights/a"] == 0 and metrics["weights/b"] == pytest.approx(0.5)  # one way: the shorter
+    assert metrics["weights/a"] == 0 and metrics["weights/b"] == pytest.approx(0.5)  # same direction: b is shorter
     assert ts.params["terms"]["a"]["y"] == pytest.approx(1 - 0.1 * 0.7)
     assert_close(x(ts), np.asarray([1 - 0.1 * 0.5, 0.0]))
 
@@ -174,13 +174,13 @@ SCALES = {"small": bowl((1.0, 0.0)), "large": bowl((0.0, 1.0), scale=16.0), "med
 
 
 def sizes(ts: TrainState) -> np.ndarray:
-    """Norms of the gradients that reach the student."""
+    """Return the norms of the terms' weighted gradients in the student."""
     slopes = [s * np.linalg.norm(x(ts) - np.asarray(c)) for s, c in ((1, (1, 0)), (16, (0, 1)), (4, (1, 1)))]
     return np.asarray(ts.params["weights"]) * slopes
 
 
 def test_gradnorm_makes_gradients_of_known_scale_equal():
-    """The student stands still, so that nothing but the weights can do it; they keep their sum."""
+    """Check that the weights alone make the gradients of a student with rate 0 equal, and keep their sum."""
     still = world("gradnorm(alpha=0.0)", (0.5, 0.5), SCALES, rate=0.0, weights=2e-4)
     assert sizes(still.start).max() > 15 * sizes(still.start).min()
     ts, _ = run(still, 4000)
@@ -223,7 +223,7 @@ def test_a_term_of_weight_zero_is_in_no_mean_of_gradnorm():
 
 
 def test_a_term_that_trains_slowly_is_favoured():
-    """Both begin with gradients of one size; one of them cannot get better."""
+    """Check that a loss that hardly falls gets the larger weight; at first, both gradients are equally long."""
     terms = {"quick": bowl((0.5, 0.5)), "slow": bowl((1.0, 0.0), floor=10.0)}
     ends = {alpha: run(world(f"gradnorm(alpha={alpha})", (0.5, 0.0), terms, weights=0.01), 30)[0] for alpha in (0, 2)}
     quick, slow = np.asarray(ends[2].params["weights"])
@@ -241,7 +241,7 @@ def test_gradnorm_may_look_at_some_parameters():
 
 @pytest.mark.parametrize("spec", ["gradnorm(alpha=1.0)", "mgda", "uncertainty"])
 def test_a_term_of_weight_zero_is_absent_until_its_phase(spec):
-    """As in training in phases; its learned weight waits."""
+    """Check that a term whose config weight is 0 neither trains the student nor changes its learned weight."""
     later = resolve("phases(values=(0, 1), at=(0.5,))", Horizon(10, 1), "")
     terms = {"a": bowl((-1.0, 0.0)), "b": WeightedTerm(bowl((1.0, 3.0), scale=2.0), later)}
     ts, metrics = run(world(spec, (1.0, 0.0), terms), 3)
@@ -294,7 +294,7 @@ def test_a_term_that_does_not_exist_is_named(step):
 
 
 def test_a_term_that_begins_at_zero_has_lost_nothing_yet():
-    """GradNorm divides by the first loss: without it, the term would count as finished, and the other one as slow."""
+    """Check the weight of a term whose first loss is 0, by which GradNorm cannot divide."""
     terms = {"still": bowl([1.0]), "far": bowl([0.0])}
     ts, _ = run(world("gradnorm(layer='x', alpha=2.0)", (1.0,), terms, weights=0.1), 1)
     still, far = np.asarray(ts.params["weights"])
@@ -302,5 +302,5 @@ def test_a_term_that_begins_at_zero_has_lost_nothing_yet():
 
 
 def test_defaults_are_those_of_the_papers():
-    """GradNorm: alpha 1.5, as Chen et al. (2018) used on NYUv2."""
+    """Check that GradNorm's alpha is 1.5, as Chen et al. (2018) used on NYUv2."""
     assert inspect.signature(registry.steps["gradnorm"]).parameters["alpha"].default == 1.5

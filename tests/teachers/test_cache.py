@@ -1,4 +1,4 @@
-"""Cached teachers: written once, resumed, checked, refused when stale; the same run as beside the living teacher."""
+"""Tests of cached teachers: how caches are written, resumed, checked and refused, and how students learn from them."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def quiet():
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A run that leaves a teacher, and the config that learns from it without augmentation."""
+    """Train a teacher, and yield the config of a student that learns from its checkpoint without augmentation."""
     workdir = tmp_path_factory.mktemp("teacher")
     with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         config = differ(runs.load(), steps=10, control=False)
@@ -67,10 +67,10 @@ def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, 
     cache.write(made, quiet())
     live, beside = student(taught, tmp_path / "live")
     read, result = student(made, tmp_path / "read")
-    assert result.rows[0]["nll"] == pytest.approx(beside.rows[0]["nll"], rel=1e-6)  # of the test examples
+    assert result.rows[0]["nll"] == pytest.approx(beside.rows[0]["nll"], rel=1e-6)  # the teacher on the test examples
     for name in live:
         np.testing.assert_array_equal(read[name], live[name])
-    assert result.variables["teacher big"].params == {}  # never loaded
+    assert result.variables["teacher big"].params == {}  # the weights are never loaded
     teacher, own = result.rows[0], result.rows[1]
     assert teacher["parameters"] > own["parameters"] and own["agreement"] > 0
 
@@ -163,7 +163,7 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(taught, tmp_path, monkeyp
         store.verify_store(folder / "train")
     monkeypatch.setattr(cache, "write_shard", lambda *args: (written.append((args[0], args[2])), honest(*args)))
     cache.write(made, quiet())
-    assert len(written) == len(set(written)) == 4 + 2  # 250 and 90 rows, nothing twice
+    assert len(written) == len(set(written)) == 4 + 2  # shards of 250 and of 90 rows, none written twice
     whole = store.Store(folder / "train")
     assert len(whole) == 250 and whole[249]["logits"].shape == (4,)
 
@@ -250,7 +250,7 @@ def test_a_damaged_shard_is_named_and_written_again(taught, tmp_path):
         jaxdistill.distill(made, tmp_path / "run", console=quiet())
     cache.write(made, quiet())
     assert shard.read_bytes() == whole
-    runs.flip(shard.with_suffix(".json"), 20)  # also its seal
+    runs.flip(shard.with_suffix(".json"), 20)  # damage the seal of the shard, too
     runs.flip(shard.with_name("manifest.json"), 20)
     cache.write(made, quiet())
     assert store.verify_store(shard.parent).rows == 250 and shard.read_bytes() == whole

@@ -1,4 +1,4 @@
-"""Identity of stored outputs: everything that they depend on is in it."""
+"""Tests of the identity of cached outputs, which must hold everything that the outputs depend on."""
 
 import dataclasses
 import shutil

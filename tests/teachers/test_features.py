@@ -1,4 +1,4 @@
-"""Features travel instead of logits: from a cache or a sub-mesh the same training as beside the teacher."""
+"""Tests of `features=True`: features from a cache or a sub-mesh train a student as logits beside the teacher do."""
 
 import io
 from pathlib import Path
@@ -39,7 +39,7 @@ def quiet():
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A student beside a language model that is there, and its run."""
+    """Train a teacher, and return the config of a student that learns beside it, with the result of its run."""
     folder = tmp_path_factory.mktemp("teacher")
     load_config(plans.PODS)  # registers the data set
     config = plans.decoder(steps=4, mesh={"data": 2}, evaluate={"batch_size": 8, "every": 2}, logging={"every": 1})
@@ -78,7 +78,8 @@ def test_from_a_cache_a_student_ends_where_it_does_beside_the_teacher(taught, wr
     config, folder = written
     found = jaxdistill.distill(config, tmp_path, console=quiet())
     assert_same_run(found, taught[1], 1e-6)
-    assert read_manifest(folder / "train").fields == {"features": ((16, WIDTH), "float32")}  # and not CLASSES
+    # a token takes WIDTH numbers instead of CLASSES
+    assert read_manifest(folder / "train").fields == {"features": ((16, WIDTH), "float32")}
     kernel = load_file(folder / cached_head.FILE)["kernel"]
     assert kernel.shape in ((WIDTH, CLASSES), (CLASSES, WIDTH))
 

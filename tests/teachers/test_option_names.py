@@ -1,4 +1,4 @@
-"""Options of teachers: code outside of their folder never asks for one by name."""
+"""Check that code outside of the folder teachers/ never asks for an option of a teacher by its name."""
 
 import re
 from pathlib import Path

@@ -27,7 +27,7 @@ VALUES = {
 
 
 def test_every_option_is_a_key_of_a_teacher_except_gradients_which_the_losses_set():
-    """A run reads `section.get(option.key)`, so that an option with a misspelt key would never be set."""
+    """Check the keys: a run reads `section.get(option.key)`, so an option with a misspelt key would never be set."""
     assert {option.key for option in OPTIONS} - {gradients.OPTION.key} == VALUES.keys()
     assert VALUES.keys() <= KEYS
     assert gradients.OPTION.key not in KEYS
@@ -44,7 +44,7 @@ def test_what_a_teacher_lacks_are_known_capabilities_each_with_the_option_and_a_
 
 
 def test_a_map_of_classes_is_applied_before_outputs_are_sent_or_stored(monkeypatch):
-    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if the checkpoint existed
     model = "mlp(widths=(16, 16), classes=7)"
     with runs.registries_as_found():
         options = {"model": model, "checkpoint": "a run", "classes": (2, 4, -1, 0)}

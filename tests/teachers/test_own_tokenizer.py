@@ -1,4 +1,4 @@
-"""Runs in which student and teacher read different tokens, from end to end, and what is wrong with them."""
+"""Tests of runs in which student and teacher have different tokenizers, and of the mistakes that they report."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,7 @@ from jaxdistill.run.commands import cache
 
 
 def reader(classes: int, width: int = 8):
-    """A network that guesses the next token from this one and the one before, its head not multiplied out."""
+    """Build a network that predicts the next token from the last two, with logits as features times a head."""
 
     class Reader(nnx.Module):
         def __init__(self, rngs):
@@ -41,7 +41,7 @@ def reader(classes: int, width: int = 8):
 
 
 def judge(classes: int, width: int = 8):
-    """A network that adds up words."""
+    """Build a classifier of texts that reads the mean embedding of the tokens."""
 
     class Judge(nnx.Module):
         def __init__(self, rngs):
@@ -99,7 +99,7 @@ def config(tokens: str, folder: Path, **differences):
 
 @pytest.fixture(scope="module")
 def taught(folders, tmp_path_factory) -> Path:
-    """A teacher that knows its own tokens."""
+    """Train a teacher on the tokens of its own tokenizer, and return the folder of its run."""
     folder = tmp_path_factory.mktemp("teacher")
     tokens = f"documents(tokenizer='{folders['pairs']}', length=16, end='<halt>')"
     learned = config(tokens, folder, steps=60, student={"model": "reader(classes=10)"}, objective={"cross_entropy": {}})
@@ -117,10 +117,10 @@ def learning(folders, taught, folder, objective, **teacher):
 
 
 def test_a_student_learns_its_own_tokens_from_a_teacher_of_others(folders, taught, tmp_path):
-    """Without a label: letters, of a teacher to whom a and b are one."""
+    """Check that a student learns letters from `gold` alone, of a teacher whose tokenizer merges a and b."""
     result = jaxdistill.distill(learning(folders, taught, tmp_path, {"gold": {}}), tmp_path / "run")
     teacher, student = result.rows
-    assert teacher["accuracy"] > 0.75  # of its own tokens
+    assert teacher["accuracy"] > 0.75  # on its own tokens
     assert student["accuracy"] > 0.5 > 1 / 7 and "agreement" not in student
 
 
@@ -161,7 +161,7 @@ def test_classes_need_no_tokens_in_common(folders, tmp_path):
 
 @pytest.mark.slow
 def test_a_student_learns_a_language_that_its_teacher_does_not_know(folders, tmp_path):
-    """Its letters are others, so that the teacher is right on the other field alone."""
+    """Check that both are accurate if the teacher reads the field `english`, and not if it reads the translation."""
 
     @datasets.register
     def translated(split):

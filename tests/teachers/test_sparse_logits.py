@@ -1,4 +1,4 @@
-"""Sparse logits of a teacher: draws that are right in expectation, packed class numbers, and losses that read them."""
+"""Tests of sparse logits of a teacher: top-k selection, random draws, storage, and the losses that read them."""
 
 from dataclasses import replace
 
@@ -60,12 +60,12 @@ def test_tiled_selection_is_top_k_with_the_same_indices_among_equals(size, k, le
 
 
 def both(k: int):
-    """The tiled selection and JAX's own, as one program."""
+    """Return a compiled function that computes both the tiled top-k selection and JAX's own."""
     return jax.jit(lambda x: (top_k(x, k), tuple(jax.lax.top_k(x, k))))
 
 
 def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
-    x = drawn(1, 2, 3, QWEN).round(1)  # 200 values: equals everywhere
+    x = drawn(1, 2, 3, QWEN).round(1)  # 200 different values, so that many are equal
     assert_same(*both(128)(x))
     program = jax.make_jaxpr(lambda x: top_k(x, 128))(x)
     sizes = [each.invars[0].aval.shape[-1] for each in program.jaxpr.eqns if each.primitive.name == "top_k"]
@@ -85,7 +85,7 @@ def test_a_class_is_drawn_as_often_as_its_probability_says():
     error = counts.mean(1) - 16 * p
     assert (np.abs(error) < 5 * counts.std(1) / np.sqrt(4000) + 1e-3).all()
     assert counts[p == 0].sum() == 0
-    assert counts.var(1).sum() < 0.95 * (16 * p * (1 - p)).sum()  # less than among independent draws
+    assert counts.var(1).sum() < 0.95 * (16 * p * (1 - p)).sum()  # independent draws would have a larger variance
 
 
 @pytest.mark.parametrize("logits", [[-jnp.inf] * 300 + [0.0], [0.0] + [-jnp.inf] * 300, [0.0] * 255 + [88.0]])
@@ -111,7 +111,7 @@ dense = jax.jit(SparseLogits.dense)
 
 
 def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of kd in the student, of many caches `[caches, classes]`, and that of the living teacher."""
+    """Return the student's gradients of kd with many caches, `[caches, classes]`, and that with the exact teacher."""
     caches, temperature, classes = 3000, 2.0, 40
     student, teacher = drawn(3, classes, scale=1.0), drawn(4, classes, scale=2.0)
     slope = jax.grad(lambda s, few: kl_to_sparse(s, few, temperature))
@@ -133,7 +133,7 @@ def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarr
 
 
 def within(found: np.ndarray, wanted: np.ndarray, errors: float) -> bool:
-    """Whether the mean is within so many standard errors of what is wanted, in the norm over all classes."""
+    """Return whether the mean of `found` is within `errors` standard errors of `wanted`, in the norm over classes."""
     error = np.sqrt((found.var(0) / len(found)).sum())
     return bool(np.linalg.norm(found.mean(0) - wanted) < errors * error + 1e-6)
 
@@ -148,7 +148,7 @@ def test_a_renormalised_top_k_fails_there():
     assert np.linalg.norm(found.mean(0) - full) > 0.05 * np.linalg.norm(full)
 
 
-# What is written
+# Storage
 
 
 @pytest.mark.parametrize("size", [300, 65_536, 65_537, QWEN, 262_144])
@@ -174,11 +174,11 @@ def test_numbers_that_all_lie_below_the_first_page_limit_come_back(count):
 )
 def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_path):
     rows, length = 4, 4
-    logits = drawn(6, rows, length, QWEN, scale=0.1)  # so flat that no token is drawn twice
+    logits = drawn(6, rows, length, QWEN, scale=0.1)  # so flat that no class is drawn twice
     written = jax.device_get(
         jax.jit(lambda x, k: encode(Outputs(x), keep, k))(logits, draw_keys(jnp.arange(rows), (rows, length)))
     )
-    written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
+    written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # an empty file has 128 KiB
     rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}
     manifest = store.StoreManifest(rows, rows, fields, {})
     store.write_manifest(tmp_path, manifest)
@@ -204,7 +204,7 @@ def test_what_is_written_in_pieces_is_what_is_written_at_once():
         assert_close(once, pieces)
 
 
-# What is read
+# Losses
 
 
 @pytest.mark.sampled("draws-1.0")

@@ -1,4 +1,4 @@
-"""A teacher on devices of its own: the same run as beside its student, asked one batch ahead, and stopped anywhere."""
+"""Tests of a teacher on its own devices: it trains the student as a teacher beside it does, one batch ahead."""
 
 import io
 import itertools
@@ -37,7 +37,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """The config of a student beside a teacher that is there, and where its run lies."""
+    """Train a teacher, and return the config of a student that learns beside it, with the result of its run."""
     workdir = tmp_path_factory.mktemp("teacher")
     config = differ(runs.load(), steps=10, control=False, evaluate={"every": 5}, logging={"every": 1})
     distilled(config, workdir)
@@ -48,7 +48,7 @@ def taught(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own(taught, tmp_path_factory):
-    """The same run with the teacher apart, which nobody disturbed."""
+    """Return the result of the same run with the teacher on its own devices, not interrupted."""
     return distilled(placed(taught[0]), tmp_path_factory.mktemp("apart"))
 
 
@@ -61,7 +61,7 @@ def distilled(config, workdir):
 
 
 def unlike(found, wanted) -> float:
-    """How far two runs are from each other: in the loss of any step, any parameter, and what the table says."""
+    """Return the largest difference of two runs in the losses of steps, student params, and rows of the report."""
 
     def said(run):
         losses = [line["loss"] for line in runs.log(run.workdir / "student").train]
@@ -87,7 +87,7 @@ def test_so_it_does_on_more_devices_than_its_student(taught, tmp_path):
 
 
 def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_path, monkeypatch):
-    """A broken twin: outputs come one batch late."""
+    """Check that the result differs if the teacher's outputs come one batch late."""
     late = [None]
 
     def broken(self):
@@ -103,7 +103,7 @@ def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_pa
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
-    """The batch that the teacher has been asked about already is asked about again."""
+    """Check that after a resume, the teacher runs again on the batch that it had computed ahead."""
     config, turns = placed(taught[0]), itertools.count(1)
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="saved at step 7 of 10"):
         patch.setattr(Preemption, "should_stop", lambda self: next(turns) == 7)

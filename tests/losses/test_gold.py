@@ -1,7 +1,6 @@
 """Tests of the losses `uld` and `gold`: values by hand, equal and unlike tokens, and refused teachers."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,6 @@ from jaxdistill.losses.text.gold import shared_divergence
 from jaxdistill.losses.text.uld import sorted_distance
 
 KEY = jax.random.key(0)
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
 
 
 def softmax(z: Any) -> np.ndarray:
@@ -36,9 +34,6 @@ def softmax(z: Any) -> np.ndarray:
 def values_of(term: Any, seen: Signals) -> Any:
     """Return a term's values, or the pair of values and mask that a term over spans returns."""
     return jax.device_get(jax.jit(lambda seen: term.apply({}, {}, seen, key=KEY)[0])(seen))
-
-
-SPANS = [[1, 2, 3, 3, 4, 0]], [[1, 1, 2, 3, 3, 4, 0]]
 
 
 # Ranks and measures

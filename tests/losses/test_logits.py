@@ -1,7 +1,6 @@
 """Tests of losses of logits: T^2, masks, factored heads, `ttm` and `standardized`; see also `test_divergences.py`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import batches
@@ -30,7 +29,6 @@ from jaxdistill.losses.logits.standardized import z_score
 from jaxdistill.losses.logits.taid import interpolated_cross_entropy
 
 KEY = jax.random.key(0)
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
 
 PAIRS = (  # (student, teacher) -> value, each finite whatever the teacher masks
     kl_divergence,

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import corpora
 import hypothesis
-import jax
 import numpy as np
 import own_files
 import parity
@@ -290,4 +289,3 @@ def test_the_fuzz_would_see_a_traceback():
             code, _ = failures.explain(error)
             assert code in (2, 4), f"{type(error).__name__}: {error}"
     assert failures.explain(ConfigError("a", "b"))[0] == 2
-    assert jax.device_count() >= 1

@@ -13,7 +13,7 @@ manifest was never finished and is not used. Nothing is ever unpickled.
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +87,9 @@ class Checkpoints:
         run: random name of the run; checkpoints of another run are refused, unless the name is empty.
     """
 
-    def __init__(self, folder: Path, report=print, owner: str = "", address: str = "", run: str = ""):
+    def __init__(
+        self, folder: Path, report: Callable[[str], Any] = print, owner: str = "", address: str = "", run: str = ""
+    ):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
 
         self.folder, self._ocp, self._report = folder.absolute(), ocp, report

@@ -37,7 +37,7 @@ def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     Where `like` has a PRNG key, the uint32 array becomes a PRNG key again.
     """
 
-    def restored(path, leaf):
+    def restored(path: Any, leaf: Any) -> Any:
         value = flat[path_name(path)]
         return jax.random.wrap_key_data(value) if _is_key(leaf) else value
 

@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -113,7 +113,7 @@ class Registry:
         self.kind, self._check, self._built = kind, check, built
         self.factories: dict[str, Callable[..., Any]] = {}
 
-    def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+    def register[F: Callable[..., Any]](self, factory: F) -> F:
         """Add a factory under the name of its function; can be used as a decorator.
 
         Raises:
@@ -132,7 +132,7 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self.factories
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.factories))
 
     def build(self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})) -> Any:

@@ -55,7 +55,9 @@ def evaluator(
         field.
     """
 
-    def evaluate(params, state, frozen, rows):
+    def evaluate(
+        params: PyTree, state: PyTree, frozen: tuple[Variables, ...], rows: Mapping[str, Array]
+    ) -> dict[str, Any]:
         rows = strip_prefix(rows, prefix) if prefix else rows
         key, mask, labels = jax.random.key(0), rows["mask"], rows.get("label")
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)

@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -177,7 +177,7 @@ class PlainEnglish(Texts):
         self.LICENCE, self.CITATION = corpus.licence, corpus.citation
         return self._text_info(f"{corpus.citation}; from Debian's {corpus.package}", {})
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         corpus = CORPORA[self.builder_config.name]
         with tempfile.TemporaryDirectory() as folder:

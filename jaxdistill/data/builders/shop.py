@@ -5,7 +5,7 @@ Ordinary TensorFlow Datasets builders that read files from Python packages. Impo
 
 import csv
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ClothingReviews(Texts):
             {"label": tfds.features.ClassLabel(names=names)},
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # it downloads URLs only, and these data are in a package
         import pyarrow.parquet as pq
 
@@ -93,7 +93,7 @@ class MovieRatings(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # in the order of time
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("recbole==1.2.1", Path(folder))
@@ -102,7 +102,7 @@ class MovieRatings(tfds.core.GeneratorBasedBuilder):
         records = list(_ratings(**tables))
         return {"train": self._generate_examples(records[:80_000]), "test": self._generate_examples(records[80_000:])}
 
-    def _generate_examples(self, records: Iterable[Record]):
+    def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         yield from enumerate(records)
 
 

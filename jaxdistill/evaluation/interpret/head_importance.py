@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Array, Outputs, Variables
+from jaxdistill.core.types import Array, Outputs, Params, Variables
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 
 OUT = re.compile(r"(?:.*/)?attention/out/kernel")
@@ -99,12 +99,12 @@ def mask_gradients(model: Model, variables: Variables, batch: Mapping[str, Array
     """
     params, state = variables
 
-    def apply(params, rows):
+    def apply(params: Params, rows: Mapping[str, Array]) -> Outputs:
         return model.apply(params, state, rows, train=False, key=jax.random.key(0))[0].dense()
 
     names, shape = _output_kernels(params, jax.eval_shape(apply, params, batch))
 
-    def loss(mask, row):
+    def loss(mask: Array, row: Mapping[str, Array]) -> Array:
         rows = {name: x[None] for name, x in row.items()}
         valid = rows["mask"] != 0
         values = softmax_cross_entropy(apply(_masked(params, names, mask), rows).logits, rows["label"])

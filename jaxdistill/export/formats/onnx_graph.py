@@ -44,7 +44,8 @@ class Value(NamedTuple):
     label: str = ""
 
 
-Emit = Callable[["Graph", Any, Sequence[Value]], Sequence[Value | str]]
+Tensors = Sequence[Value | str]  # what a primitive returns: values, or names of tensors of the shape in the trace
+Emit = Callable[["Graph", Any, Sequence[Value]], Tensors]
 EMITTERS: dict[str, Emit] = {}  # name of a primitive of JAX -> `(graph, equation, inputs) -> outputs`
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.export.formats.onnx_graph import Graph, Value, constant, emits, is_known, unsupported
+from jaxdistill.export.formats.onnx_graph import Graph, Tensors, Value, constant, emits, is_known, unsupported
 
 ELEMENTWISE = {
     "abs": "Abs", "add": "Add", "ceil": "Ceil", "cos": "Cos", "div": "Div", "eq": "Equal", "erf": "Erf", "exp": "Exp",
@@ -38,18 +38,18 @@ def elementwise(graph: Graph, kind: str, equation: Any, inputs: Sequence[Value])
 
 
 @emits(*ELEMENTWISE)
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [elementwise(graph, ELEMENTWISE[equation.primitive.name], equation, inputs)]
 
 
 @emits(*LOGICAL)
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     kinds = LOGICAL[equation.primitive.name]
     return [elementwise(graph, kinds[inputs[0].dtype != bool], equation, inputs)]
 
 
 @emits("select_n")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     which, *cases = inputs
     if which.dtype != bool or len(cases) != 2:
         raise unsupported("select_n", "of more than two cases")
@@ -57,7 +57,7 @@ def _(graph, equation, inputs):
 
 
 @emits("clamp")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     low, x, high = inputs
     return [_chained(graph, equation, "Min", _chained(graph, equation, "Max", x, low), high)]
 
@@ -67,28 +67,28 @@ def _chained(graph: Graph, equation: Any, kind: str, *inputs: Value) -> Value:
 
 
 @emits("ne")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [_chained(graph, equation, "Not", elementwise(graph, "Equal", equation, inputs))]
 
 
 @emits("square")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [elementwise(graph, "Mul", equation, (*inputs, *inputs))]
 
 
 @emits("rsqrt")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [_chained(graph, equation, "Reciprocal", elementwise(graph, "Sqrt", equation, inputs))]
 
 
 @emits("erfc")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     one = constant(np.ones((), inputs[0].dtype))
     return [_chained(graph, equation, "Sub", one, elementwise(graph, "Erf", equation, inputs))]
 
 
 @emits("log1p")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Convert log(1 + x) by Kahan's formula, which is accurate near 0 too: x log(u) / (u - 1) with u = 1 + x."""
     (x,), one = inputs, constant(np.ones((), inputs[0].dtype))
     u = elementwise(graph, "Add", equation, (x, one))
@@ -101,7 +101,7 @@ def _(graph, equation, inputs):
 
 
 @emits("expm1")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Convert exp(x) - 1 so that it is accurate near 0 too: for small x it is 2 tanh(x / 2) / (1 - tanh(x / 2))."""
     (x,), dtype = inputs, inputs[0].dtype
     number = lambda value: constant(np.array(value, dtype))
@@ -118,13 +118,13 @@ def _boolean(x: Value) -> Value:
 
 
 @emits("integer_pow")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     power = constant(np.array(equation.params["y"], inputs[0].dtype))
     return [elementwise(graph, "Pow", equation, (*inputs, power))]
 
 
 @emits("convert_element_type")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     from onnx import helper
 
     (x,), dtype = inputs, np.dtype(equation.params["new_dtype"])
@@ -133,12 +133,12 @@ def _(graph, equation, inputs):
 
 
 @emits("stop_gradient", "copy", "copy_p", "optimization_barrier", "sharding_constraint")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return inputs
 
 
 @emits("broadcast_in_dim")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     x, shape = inputs[0], equation.outvars[0].aval.shape
     extent = [1] * len(shape)
     for place, size in zip(equation.params["broadcast_dimensions"], x.extent, strict=True):
@@ -150,12 +150,12 @@ def _(graph, equation, inputs):
 
 
 @emits("reshape", "squeeze", "expand_dims")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [graph.reshaped(graph.whole(inputs[0]), equation.outvars[0].aval.shape)]
 
 
 @emits("transpose")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     (x,), order = inputs, equation.params["permutation"]
     name = graph.node("Transpose", graph.plain(x), perm=list(order))
     extent, shape = (tuple(sizes[place] for place in order) for sizes in (x.extent, x.shape))
@@ -163,7 +163,7 @@ def _(graph, equation, inputs):
 
 
 @emits("slice")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     p, shape = equation.params, inputs[0].shape
     starts, ends, steps = p["start_indices"], p["limit_indices"], p["strides"] or (1,) * len(shape)
     cut = [n for n, size in enumerate(shape) if (starts[n], ends[n], steps[n]) != (0, size, 1)]
@@ -174,25 +174,25 @@ def _(graph, equation, inputs):
 
 
 @emits("split")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     sizes, axis = equation.params["sizes"], equation.params["axis"]
     parts = graph.node("Split", graph.whole(inputs[0]), int64(sizes), outputs=len(sizes), axis=axis)
     return parts if isinstance(parts, list) else [parts]
 
 
 @emits("concatenate")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     return [graph.node("Concat", *map(graph.whole, inputs), axis=equation.params["dimension"])]
 
 
 @emits("stack")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     axis = equation.params["axis"]
     return [graph.node("Concat", *(graph.node("Unsqueeze", graph.whole(x), int64([axis])) for x in inputs), axis=axis)]
 
 
 @emits("dim_as_value")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     from onnx import helper
 
     size = graph.node("Squeeze", graph.dimensions((equation.params["dim"],)))
@@ -201,7 +201,7 @@ def _(graph, equation, inputs):
 
 
 @emits("pad")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     x, value = inputs
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(*low, *high) < 0:
@@ -210,13 +210,13 @@ def _(graph, equation, inputs):
 
 
 @emits(*REDUCTIONS)
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     axes = int64(equation.params["axes"])
     return [graph.node(REDUCTIONS[equation.primitive.name], graph.whole(inputs[0]), axes, keepdims=0)]
 
 
 @emits("reduce_and", "reduce_or")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     from onnx import TensorProto
 
     kind = {"reduce_and": "ReduceMin", "reduce_or": "ReduceMax"}[equation.primitive.name]
@@ -226,7 +226,7 @@ def _(graph, equation, inputs):
 
 
 @emits("argmax", "argmin")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     from onnx import helper
 
     (axis,), kind = equation.params["axes"], {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
@@ -236,13 +236,13 @@ def _(graph, equation, inputs):
 
 
 @emits("cumsum")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     axis, reverse = equation.params["axis"], int(equation.params["reverse"])
     return [graph.node("CumSum", graph.whole(inputs[0]), int64(axis), reverse=reverse)]
 
 
 @emits("cummax", "cummin")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Convert a cumulative maximum or minimum, which ONNX lacks, to a reduction under a triangular mask."""
     (x,), axis = inputs, equation.params["axis"]
     size, rest = x.shape[axis], len(x.shape) - axis - 1

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.export.formats.onnx_graph import Graph, Value, constant, emits, product, read, unsupported
+from jaxdistill.export.formats.onnx_graph import Graph, Tensors, Value, constant, emits, product, read, unsupported
 from jaxdistill.export.formats.onnx_operators import int64
 
 
 @emits("gather")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Convert a gather of whole slices, such as `jnp.take` or strided indexing, to ONNX nodes."""
     (x, index), d = inputs, equation.params["dimension_numbers"]
     axes, sizes = list(d.start_index_map), equation.params["slice_sizes"]
@@ -74,7 +74,7 @@ def _grid(index: Value, sizes: Sequence[Any]) -> list[tuple[int, int, int]]:
 
 
 @emits("dot_general")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     (x, y), (contracted, batch) = inputs, equation.params["dimension_numbers"]
     (cx, cy), (bx, by) = contracted, batch
     if not bx and cx == (len(x.shape) - 1,) and len(y.shape) == 2:  # inputs times a kernel
@@ -101,7 +101,7 @@ def _matrices(graph: Graph, x: Value, batch: Sequence[int], rows: Sequence[int],
 
 
 @emits("conv_general_dilated")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     (x, kernel), p = inputs, equation.params
     numbers = p["dimension_numbers"]
     if any(size != 1 for size in p["lhs_dilation"]) or p["batch_group_count"] != 1:
@@ -127,7 +127,7 @@ def _(graph, equation, inputs):
 
 
 @emits("reduce_window_max", "reduce_window_sum")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Convert pooling over height and width of `[rows, height, width, channels]` to ONNX nodes."""
     p = equation.params
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
@@ -135,7 +135,7 @@ def _(graph, equation, inputs):
     if not inside or len(window) != 4 or any(n != 1 for n in (*p["base_dilation"], *p["window_dilation"])):
         raise unsupported(equation.primitive.name, "over other axes than height and width")
     low, high = zip(*padding[1:3], strict=True)
-    shapes = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": [*low, *high]}
+    shapes: dict[str, Any] = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": [*low, *high]}
     image = graph.node("Transpose", graph.whole(inputs[0]), perm=[0, 3, 1, 2])
     if equation.primitive.name == "reduce_window_max":
         pooled = graph.node("MaxPool", image, **shapes)
@@ -146,7 +146,7 @@ def _(graph, equation, inputs):
 
 
 @emits("scan")
-def _(graph, equation, inputs):
+def _(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensors:
     """Unroll a `scan`, a loop of fixed length, such as that over the layers of a transformer."""
     p = equation.params
     body = p["jaxpr"]

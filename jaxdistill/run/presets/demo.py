@@ -11,10 +11,11 @@ Cost: 2 minutes on 2 cores, after a download of 90 MB.
 """
 
 from jaxdistill import differ
+from jaxdistill.run.config import Config
 from jaxdistill.run.presets import few_labels, text
 
 
-def get_config():
+def get_config() -> Config:
     return differ(
         few_labels.get_config(),
         title="Newswire topics from 274 labels",

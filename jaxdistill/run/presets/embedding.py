@@ -9,10 +9,11 @@ Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual, 2020 
 """
 
 from jaxdistill import differ
+from jaxdistill.run.config import Config
 from jaxdistill.run.presets import text
 
 
-def get_config():
+def get_config() -> Config:
     return differ(
         text.get_config(),
         title="A sentence embedding, distilled",

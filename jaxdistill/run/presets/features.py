@@ -8,9 +8,10 @@ Numbers are read as they are: scale them before. Soft targets: Hinton, Vinyals a
 """
 
 from jaxdistill import make
+from jaxdistill.run.config import Config
 
 
-def get_config():
+def get_config() -> Config:
     return make(
         title="A classifier of measurements, distilled",
         steps=1000,

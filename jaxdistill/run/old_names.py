@@ -1,7 +1,7 @@
 """Handle imports of the module names of earlier releases: two names still work, the others raise a helpful error.
 
-This module lies in `run/`, above the modules that it names. It imports only the standard library, because
-`import jaxdistill` installs its import finder and must stay fast.
+This module lies in `run/`, above the modules that it names. It imports only the standard library and the exit codes,
+because `import jaxdistill` installs its import finder and must stay fast.
 
 `jaxdistill.config` and `jaxdistill.registry` still work, because configs import them. Importing any other old module,
 or a name from an old package, raises an error that names the module which has the content now (the successor). Running

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdistill.core import checksums
 from jaxdistill.core.checksums import array_checksums, differing_arrays
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -67,3 +68,12 @@ def test_one_wrong_copy_is_noticed():
             ]
             bad = jax.make_array_from_single_device_arrays(x.shape, sharding, on_devices)
             assert differing_arrays({"x": bad, "y": x}, sums) == ["x"]
+
+
+def test_weights_are_made_for_the_next_thousand_entries_alone(monkeypatch):
+    """Check that a small array needs a small table of weights, which are made once for many sizes."""
+    counts = []
+    weights = checksums._weights
+    monkeypatch.setattr(checksums, "_weights", lambda axis, count: counts.append(count) or weights(axis, count))
+    array_checksums({"x": np.ones((3, 1025), np.float32)})
+    assert counts == [2048, 1024]

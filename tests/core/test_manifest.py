@@ -6,7 +6,7 @@ import jax
 import pytest
 from saved_states import abstract, state
 
-from jaxdistill.core import seal
+from jaxdistill.core import manifest, seal
 from jaxdistill.core.checkpoint import Checkpoints, check_variables, load_variables
 from jaxdistill.core.manifest import CheckpointError, array_entries, choose_step, manifests, mismatches
 from jaxdistill.core.types import Variables
@@ -109,3 +109,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     other = pytest.raises(CheckpointError, match="has the checkpoints of another run")
     with Checkpoints(tmp_path, run="second") as checkpoints, other:
         checkpoints.restore(abstract(state(3)))
+
+
+def test_files_of_an_earlier_version_are_compared_with_its_checksums(tmp_path):
+    file = tmp_path / "steps" / "7" / "d" / "x"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"values")
+    written = {"files": {"d/x": [6, seal.sha256(file)]}}
+    assert manifest.damaged_files(tmp_path, 7, written) == []
+    for content in (b"Values", b"value"):
+        file.write_bytes(content)
+        assert "has changed since it was written" in manifest.damaged_files(tmp_path, 7, written)[0]
+    file.unlink()
+    assert manifest.damaged_files(tmp_path, 7, written) == [f"{file} is missing"]

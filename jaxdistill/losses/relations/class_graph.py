@@ -13,6 +13,7 @@ has it: otherwise its vector keeps a small norm, and it never wins.
 Config: objective.class_graph.term = "class_graph(edges='FOLDER/edges.json')"; student.model = "cosine_head(...)"
 When: some classes have no examples and no teacher that knows them, and an ontology relates them to others.
 Checked: by hand; by loops over the classes in float64; against the quadratic form of the normalised graph.
+Experiment: `experiments/ontology` (recall at 10 of classes without examples: 76 %, without the graph 0 %).
 """
 
 import jax

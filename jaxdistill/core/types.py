@@ -25,7 +25,6 @@ RowsLike = Mapping[str, Any]  # rows, NumPy arrays that `jit` makes rows of, or 
 Batch = Mapping[str, Rows]  # the streams of a batch, by name
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # the shapes of the arrays of one stream
 
-TEACHER = "teacher/"  # prefix of the fields of a batch that a teacher, or a second reader, has for itself
 NO_CANDIDATE = -1e9  # logit of a row that is not compared; finite, so that probability 0 times this logit is 0, not NaN
 
 

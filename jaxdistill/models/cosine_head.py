@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
+from jaxdistill.core.types import Key, Outputs, Params, RowsLike, State, Variables
 
 KERNEL = "cosine/kernel"
+SMALL = 1e-24  # least squared norm of a vector
 
 
 @models.register
@@ -49,7 +50,10 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs, State]:
         out, state = network.apply(_without_head(params), state, batch, train=train, key=key)
         assert out.embedding is not None  # `init` has checked it
-        logits = by_rows(scale * _unit(out.embedding, axis=1) @ _unit(params[KERNEL], axis=0))
+        inverse = lambda x, axis: jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=axis, keepdims=True), SMALL))
+        embedding, kernel = (jnp.asarray(x, jnp.float32) for x in (out.embedding, params[KERNEL]))
+        products = out.embedding @ params[KERNEL]  # of the kernel itself, so that a quantizer finds it
+        logits = by_rows(scale * products.astype(jnp.float32) * inverse(embedding, 1) * inverse(kernel, 0))
         return replace(out, logits=logits.astype(out.embedding.dtype)), state
 
     def load(abstract: Variables) -> Pretrained:
@@ -58,12 +62,6 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
         return Pretrained((*checkpoint.fresh, KERNEL), checkpoint.read)
 
     return Model(init, apply, load if network.load else None, network.locked)
-
-
-def _unit(x: Array, axis: int) -> Array:
-    """Scale the vectors along an axis of a matrix to unit norm, in float32."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=axis, keepdims=True), 1e-24))
 
 
 def _without_head(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.fields import TEACHER
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import TEACHER, Key, Outputs, Params, RowsLike, State
+from jaxdistill.core.types import Key, Outputs, Params, RowsLike, State
 from jaxdistill.models.combinators import strip_prefix
 from jaxdistill.models.towers import pair_outputs
 

@@ -193,7 +193,19 @@ def test_chunks_must_divide_the_sequence():
 
 
 LOCAL = {
-    *("attention_transfer", "cross_entropy", "dkd", "fsp", "fused_hidden", "hidden", "jsd", "kd", "logit_mse", "nst"),
+    *(
+        "attention_transfer",
+        "cross_entropy",
+        "dkd",
+        "fsp",
+        "fused_hidden",
+        "hidden",
+        "jsd",
+        "kd",
+        "known_classes",
+        "logit_mse",
+        "nst",
+    ),
     *("related_labels", "reverse_kl", "routed_hidden", "skew_kl", "skew_reverse_kl", "standardized", "taid", "ttm"),
     "vid",
 }  # the value at a token depends on that token alone

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.fields import TEACHER
 from jaxdistill.core.registry import tokenizations
-from jaxdistill.core.types import TEACHER
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.documents import serving_documents

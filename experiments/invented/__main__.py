@@ -107,7 +107,7 @@ def worth(accuracy: float, curve: Sequence[float]) -> str:
     if accuracy < curve[0]:
         return f"fewer than {counts[0]}"
     for (one, low), (other, high) in itertools.pairwise(zip(counts, curve, strict=True)):
-        if low <= accuracy < high:
+        if low <= accuracy <= high and low < high:
             share = (accuracy - low) / (high - low)
             return f"{math.exp(math.log(one) + share * math.log(other / one)):,.0f}"
     return f"more than {counts[-1]:,}"

@@ -128,7 +128,7 @@ def measures(folder: Path) -> tuple[float, float]:
     outputs = outputs_of(folder)
     labels, unseen = np.asarray(outputs.labels), np.asarray(outputs.labels) >= KNOWN
     own = np.take_along_axis(outputs.logits, labels[:, None], axis=1)
-    rank = np.sum(outputs.logits > own, axis=1)
+    rank = np.sum(~(outputs.logits < own), axis=1) - 1  # equal logits, and NaN, count against the class
     return 100 * float(np.mean(rank[unseen] < 10)), 100 * float(np.mean(rank[~unseen] == 0))
 
 

@@ -28,6 +28,25 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
     return Term(lambda key, signals: ({}, {}), apply, **fields)
 
 
+def on_signals(loss: Term, change: Callable[[Signals], Signals]) -> Term:
+    """Return a loss term that reads changed signals, such as standardised logits; its other fields are unchanged.
+
+    Args:
+        loss: the loss term.
+        change: a pure function from the signals (outputs of the models, and the batch) to those that the loss reads.
+    """
+
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
+        return loss.init(key, change(signals))
+
+    def apply(
+        params: Params, state: State, signals: Signals, *, key: Key
+    ) -> tuple[Values | tuple[Values, Array], State]:
+        return loss.apply(params, state, change(signals), key=key)
+
+    return loss._replace(init=init, apply=apply)
+
+
 def precise(x: Array) -> Array:
     """Cast an array to float32; a float64 array stays float64.
 

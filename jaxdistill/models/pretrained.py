@@ -115,7 +115,7 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
     """
     parsed = parse(spec, path)
     if parsed.name == "siamese":
-        return architecture_of_spec(first_network(parsed), path)
+        return architecture_of_spec(network_argument(parsed), path)
     if parsed.name not in {"pretrained", *hub_family.families}:
         return None
     bound = inspect.signature(models[parsed.name]).bind(*parsed.args, **parsed.kwargs)
@@ -133,14 +133,15 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
     return architecture._replace(arguments=arguments)
 
 
-def first_network(spec: Spec, name: str = "network") -> str:
-    """Return the spec string of the network that a model, such as `siamese`, takes as its first argument.
+def network_argument(spec: Spec, name: str = "network", place: int = 0) -> str:
+    """Return the spec string of the network that a model, such as `siamese`, takes as an argument.
 
     Args:
         spec: the parsed spec of the model.
         name: name of this argument, for a spec that passes it by keyword.
+        place: place of this argument among those that are passed by position.
     """
-    network = spec.kwargs.get(name, spec.args[0] if spec.args else "")
+    network = spec.kwargs.get(name, spec.args[place] if len(spec.args) > place else "")
     return network if isinstance(network, str) else repr(network)
 
 

@@ -69,14 +69,14 @@ def _sampled(images: np.ndarray, matrices: np.ndarray, moved: np.ndarray) -> np.
     # [rows, pixels, 2]: where each pixel of the result comes from
     places = np.einsum("rij,rpj->rpi", matrices, grid[None] - moved[:, None]) + centre
     first = np.floor(places).astype(int)
-    part, every = places - first, np.arange(rows)[:, None]
-    result = np.zeros((rows, height * width, images.shape[-1]))
+    part, every = (places - first).astype(np.float32), np.arange(rows)[:, None]
+    result = np.zeros((rows, height * width, images.shape[-1]), np.float32)
     for down in (0, 1):
         for right in (0, 1):
             y, x = first[..., 0] + down, first[..., 1] + right
             weight = (part[..., 0] if down else 1 - part[..., 0]) * (part[..., 1] if right else 1 - part[..., 1])
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
             pixels = images[every, np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
-            result += np.where(inside, weight, 0.0)[..., None] * pixels
+            result += (weight * inside)[..., None] * pixels
     result = result.reshape(images.shape)
     return (result if images.dtype.kind == "f" else np.rint(result)).astype(images.dtype)

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from jaxdistill.core.interfaces import Term, Values
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Key, Params, Signals, State
-from jaxdistill.losses.term import precise
+from jaxdistill.core.types import Signals
+from jaxdistill.losses.term import on_signals, precise
 
 
 @losses.register
@@ -49,12 +49,4 @@ def known_classes(loss: Term) -> Term:
         known = signals.teacher.logits != -jnp.inf
         return replace(signals, student=replace(signals.student, logits=jnp.where(known, student, -jnp.inf)))
 
-    def init(key: Key, signals: Signals) -> tuple[Params, State]:
-        return loss.init(key, masked(signals))
-
-    def apply(
-        params: Params, state: State, signals: Signals, *, key: Key
-    ) -> tuple[Values | tuple[Values, Array], State]:
-        return loss.apply(params, state, masked(signals), key=key)
-
-    return loss._replace(init=init, apply=apply, linear=False, needs=loss.needs | {"teacher"})
+    return on_signals(loss, masked)._replace(linear=False, needs=loss.needs | {"teacher"})

@@ -21,10 +21,10 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term, Values
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Key, Outputs, Params, Signals, State
-from jaxdistill.losses.term import precise
+from jaxdistill.core.types import Array, Outputs, Signals
+from jaxdistill.losses.term import on_signals, precise
 
 EPSILON = 1e-7
 
@@ -64,12 +64,4 @@ def standardized(loss: Term) -> Term:
         teachers = tuple(map(standardize, signals.teachers))
         return replace(signals, student=standardize(signals.student), teachers=teachers, teacher=teacher)
 
-    def init(key: Key, signals: Signals) -> tuple[Params, State]:
-        return loss.init(key, standardize_all(signals))
-
-    def apply(
-        params: Params, state: State, signals: Signals, *, key: Key
-    ) -> tuple[Values | tuple[Values, Array], State]:
-        return loss.apply(params, state, standardize_all(signals), key=key)
-
-    return loss._replace(init=init, apply=apply, linear=False)
+    return on_signals(loss, standardize_all)._replace(linear=False)

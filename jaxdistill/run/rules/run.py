@@ -19,7 +19,7 @@ from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.export import model_folder
 from jaxdistill.models.abstract import has_pairs
 from jaxdistill.models.hub.check import check_pretrained
-from jaxdistill.models.pretrained import architecture_of_spec, first_network
+from jaxdistill.models.pretrained import architecture_of_spec, network_argument
 from jaxdistill.run import output_checks
 from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.cut_specs import architecture, cut_of, source_of
@@ -72,7 +72,7 @@ def teachers_read_their_texts(run: RunView) -> None:
     These fields are made if its arguments `teacher` or `teacher_fields` are set.
     """
     tokenization = run.data.tokenization
-    if tokenization is None or not run.teachers:
+    if tokenization is None or not run.teachers:  # an arm of a study without teachers may keep the tokens of others
         return
     read = {model.second_prefix for model in _models(run).values()} | {each.prefix for each in run.teachers.values()}
     if unread := [prefix for prefix, file in tokenization.others.items() if prefix not in read]:
@@ -137,10 +137,9 @@ def _embedding_rows(spec: str, path: str) -> int | None:
         return form.arguments.get("vocabulary")
     parsed = parse(spec, path)
     if parsed.name == "cosine_head":
-        return _embedding_rows(first_network(parsed), path)
+        return _embedding_rows(network_argument(parsed), path)
     if parsed.name == "towers":
-        texts = parsed.kwargs.get("texts", parsed.args[1] if len(parsed.args) > 1 else "")
-        return _embedding_rows(texts if isinstance(texts, str) else repr(texts), path)
+        return _embedding_rows(network_argument(parsed, "texts", 1), path)
     return parsed.kwargs.get("tokens")
 
 

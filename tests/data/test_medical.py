@@ -21,7 +21,12 @@ CONTENT = "\n\n".join([HEADING, *(STANZA.format(number=n) for n in range(40)), O
 def test_concepts_are_read_with_their_exact_synonyms():
     found = list(medical.read_concepts(CONTENT))
     assert len(found) == 40 and found[3] == medical.Concept(
-        "HP:0000003", "Sign 3", ("Exact 3",), ("Exact 3", "Wider 3", 'A "quoted" definition of 3.')
+        id="HP:0000003",
+        name="Sign 3",
+        synonyms=("Exact 3", "Wider 3"),
+        exact=("Exact 3",),
+        definition='A "quoted" definition of 3.',
+        parents=("HP:0000001",),
     )
 
 
@@ -57,5 +62,5 @@ def _first(held_out: int) -> int:
 
 
 def test_a_synonym_that_differs_in_case_alone_is_no_pair():
-    concept = medical.Concept("HP:0000001", "Short Nose", ("Short nose", "Small nose"), ())
+    concept = medical.Concept("HP:0000001", "Short Nose", exact=("Short nose", "Small nose"))
     assert [each["text"] for each in medical._pairs([concept])] == ["Small nose"]

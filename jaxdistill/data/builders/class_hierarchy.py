@@ -44,6 +44,8 @@ class Hierarchy(NamedTuple):
     senses: Mapping[str, Sequence[str]]
 
 
+QUOTED = r'"((?:[^"\\]|\\.)*)"'  # a text in quotes, in which a backslash escapes the next letter
+
 # Hierarchies
 
 
@@ -68,25 +70,69 @@ def wordnet(folder: Path) -> Hierarchy:
     return Hierarchy(parents, senses)
 
 
+class Concept(NamedTuple):
+    """A concept of an ontology, such as a phenotype.
+
+    id: identifier, such as HP:0000054
+    name: name
+    synonyms: all synonyms
+    exact: the synonyms that mean exactly the concept
+    definition: definition as a text; empty if there is none
+    parents: identifiers of the next more general concepts
+    former_ids: identifiers that the concept had before
+    """
+
+    id: str
+    name: str
+    synonyms: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
+    definition: str = ""
+    parents: tuple[str, ...] = ()
+    former_ids: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return the synonyms, and the definition if there is one."""
+        return (*self.synonyms, *([self.definition] if self.definition else []))
+
+
+def read_concepts(content: str) -> Iterator[Concept]:
+    """Yield the concepts of an ontology that are not obsolete, in the order of the file.
+
+    Args:
+        content: content of a file in the format OBO.
+    """
+    for stanza in content.split("\n\n"):
+        if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
+            continue
+        values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
+        plain = lambda text: text.replace('\\"', '"')
+        synonyms = [(plain(text), scope) for text, scope in values(rf"^synonym: {QUOTED}(?: (\w+))?")]
+        yield Concept(
+            id=values(r"^id: (\S+)")[0],
+            name=(values(r"^name: (.+)") or [""])[0],
+            synonyms=tuple(text for text, _ in synonyms),
+            exact=tuple(text for text, scope in synonyms if scope == "EXACT"),
+            definition=plain((values(rf"^def: {QUOTED}") or [""])[0]),
+            parents=tuple(values(r"^is_a: (\S+)")),
+            former_ids=tuple(values(r"^alt_id: (\S+)")),
+        )
+
+
 def obo(file: Path) -> Hierarchy:
     """Read a hierarchy of concepts from a file in the ontology format OBO, whose lines `is_a` name the parents.
 
     `senses` lists a concept under its name, its synonyms and its former ids. If a text is the name of one concept and a
     synonym of another, the concept with that name comes first in the list.
     """
-    parents: dict[str, list[str]] = {}
+    parents: dict[str, Sequence[str]] = {}
     names: dict[str, list[str]] = {}
     synonyms: dict[str, list[str]] = {}
-    for stanza in file.read_text("utf-8").split("\n\n"):
-        if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
-            continue
-        values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
-        (concept,) = values(r"^id: (\S+)")
-        parents[concept] = values(r"^is_a: (\S+)")
-        patterns = ((names, r"^name: (.+)"), (synonyms, r'^synonym: "(.+?)"'), (synonyms, r"^alt_id: (\S+)"))
-        for table, pattern in patterns:
-            for name in values(pattern):
-                table.setdefault(_normalised(name), []).append(concept)
+    for concept in read_concepts(file.read_text("utf-8")):
+        parents[concept.id] = list(concept.parents)
+        names.setdefault(_normalised(concept.name), []).append(concept.id)
+        for name in (*concept.synonyms, *concept.former_ids):
+            synonyms.setdefault(_normalised(name), []).append(concept.id)
     every = names.keys() | synonyms.keys()
     return Hierarchy(parents, {name: [*names.get(name, []), *synonyms.get(name, [])] for name in every})
 

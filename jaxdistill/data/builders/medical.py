@@ -3,21 +3,20 @@
 Ordinary TensorFlow Datasets builders that read files from Python packages. Importing this module registers them.
 """
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import tensorflow_datasets as tfds
 
 from jaxdistill.core import packages
+from jaxdistill.data.builders.class_hierarchy import Concept, read_concepts
 from jaxdistill.data.builders.texts import Record, Texts, text_hash
 
 ONE_IN = 2  # one phenotype in two is for the test, so that its names are more than 5,000
 CHAPTERS = 22
-QUOTED = r'"((?:[^"\\]|\\.)*)"'
 
 
 class Phenotypes(Texts):
@@ -88,38 +87,6 @@ class Diagnoses(Texts):
                 split = "train" if text_hash(category) % 5 else "test"
                 splits[split].append({"text": diagnosis.findtext("desc", ""), "label": label})
         return {split: self._generate_examples(records) for split, records in splits.items()}
-
-
-class Concept(NamedTuple):
-    """A concept of an ontology.
-
-    id: its identifier, such as HP:0000054
-    name: its name
-    exact: its exact synonyms
-    texts: all synonyms and the definition, if it has one
-    """
-
-    id: str
-    name: str
-    exact: tuple[str, ...]
-    texts: tuple[str, ...]
-
-
-def read_concepts(content: str) -> Iterator[Concept]:
-    """Yield the concepts of an ontology that are not obsolete, in the order of the file.
-
-    Args:
-        content: content of a file in the format OBO.
-    """
-    for stanza in content.split("\n\n"):
-        if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
-            continue
-        values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
-        plain = lambda text: text.replace('\\"', '"')
-        synonyms = [(plain(text), scope) for text, scope in values(rf"^synonym: {QUOTED} (\w+)")]
-        exact = tuple(text for text, scope in synonyms if scope == "EXACT")
-        texts = (*(text for text, _ in synonyms), *map(plain, values(rf"^def: {QUOTED}")))
-        yield Concept(values(r"^id: (\S+)")[0], values(r"^name: (.+)")[0], exact, texts)
 
 
 def _splits(concepts: Iterable[Concept]) -> dict[str, list[Record]]:

@@ -287,6 +287,7 @@ MISTAKES = {
         "dropout must be at least 0 and below 1",
     ),
     "no model": (["student.model="], "student.model", "no model is set", "Known: bert, "),
+    "arguments of a data set without any": (["data.name=emoji()"], "data.name", "takes no arguments", "Write 'emoji'"),
     "a missing data set": (["data.name=mnist5"], "data.name", "unknown data set 'mnist5'", "Did you mean 'mnist5k'?"),
     "a data set that nobody has": (
         ["data.name=nonesuch"],

@@ -38,7 +38,7 @@ def cached_wheel(requirement: str) -> Path:
     Raises:
         FetchError: there is no network, or neither pip nor uv.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.+!-]+", requirement):
+    if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?==\d[\w.+!-]*", requirement):
         raise FetchError(f"{requirement!r} is not of the form NAME==VERSION")
     cached = default_folder() / "packages" / requirement
     if cached.is_dir() and _is_as_fetched(cached):

@@ -193,11 +193,15 @@ class Registry:
         except TypeError as error:
             raise ConfigError(path, f"{text!r}: {error}. Arguments: {list_arguments(arguments) or 'none'}.") from None
         for name, value in bound.arguments.items():
-            annotation = signature.parameters[name].annotation
+            annotation, where = signature.parameters[name].annotation, f"{path}: {spec.name}({name}=...)"
+            is_part = self._built and _full_name(annotation) == self._built  # such as a model that is part of another
+            if is_part and not isinstance(value, str | Spec):
+                cure = f"Give the spec string of one of {', '.join(self)}"
+                raise ConfigError(where, f"{value!r} is no {self.kind}. {cure}.")
             if annotation in convert:
-                bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
-            elif self._built and _full_name(annotation) == self._built:
-                bound.arguments[name] = self._part(value, f"{path}: {spec.name}({name}=...)")
+                bound.arguments[name] = convert[annotation](value, where)
+            elif is_part:
+                bound.arguments[name] = self.build(value, where)
             elif not _matches(value, annotation):
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): {_mismatch(value, annotation)}")
         for name, parameter in signature.parameters.items():
@@ -206,12 +210,6 @@ class Registry:
                     parameter.default, f"{path}: {spec.name}({name}=...)"
                 )
         return factory, bound
-
-    def _part(self, spec: Any, path: str) -> Any:
-        """Build an argument that is of the same kind as its factory, such as a model that is part of another model."""
-        if not isinstance(spec, str | Spec):
-            raise ConfigError(path, f"{spec!r} is no {self.kind}. Give the spec string of one of {', '.join(self)}.")
-        return self.build(spec, path)
 
 
 LARGEST, MOST_LAYERS = 2**31 - 1, 2048

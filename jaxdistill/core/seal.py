@@ -225,10 +225,10 @@ def read_digests(folder: Path) -> dict[str, str] | None:
     """Read `seal.json` of a folder, and return `{relative path: SHA-256}`, or None if the folder has no such file.
 
     Raises:
-        DamageError: the seal is damaged.
+        DamageError: the file is damaged, or has no checksum of its own.
     """
     try:
-        return read(folder / FOLDER_SEAL, {"files": dict})["files"]
+        return read(folder / FOLDER_SEAL, {"files": dict[str, str]}, required=True)["files"]
     except FileNotFoundError:
         return None
 

@@ -53,6 +53,8 @@ def check_name(name: str, folder: str | Path, path: str = "data.name") -> None:
         parse(name, path)
         return
     local_names = {*datasets, *BUILDERS, *_prepared_names(Path(folder).expanduser())}
+    if base in local_names and "(" in name:
+        raise ConfigError(path, f"{name!r}: this data set takes no arguments. Write {base!r}.")
     if base in local_names:
         return
     tfds_names = _tfds(base).list_builders(with_community_datasets=False)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.spec import Spec, parse
+from jaxdistill.core.spec import parse
 from jaxdistill.evaluation.report.table import columns_of
 from jaxdistill.export.model_folder import About
+from jaxdistill.models.pretrained import sources_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 USES = {  # task -> (records, output of a prediction)
@@ -97,7 +98,10 @@ def _dataset(name: str) -> str:
         spec = parse(name, "data.name")
     except ConfigError:  # a name of TensorFlow Datasets with a version, such as mnist:3.0.1
         return public(name)
-    return Path(_first_text(spec, "path")).name if spec.name == "table" else public(name)
+    if spec.name != "table":
+        return public(name)
+    path = spec.args[0] if spec.args else spec.kwargs.get("path", "")
+    return Path(path).name if isinstance(path, str) else ""
 
 
 def public(text: str) -> str:
@@ -133,18 +137,15 @@ def _row(rows: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
 
 
 def _base_model(about: About) -> str:
-    """Return the source of the pretrained checkpoint that a model started from; empty if it started at random."""
+    """Return the source of the pretrained checkpoint that a model started from; empty if it started at random.
+
+    It is empty too if the model started from several checkpoints.
+    """
     try:
-        spec = parse(about.model, "model")
+        sources = sources_of(about.model)
     except ConfigError:
         return ""
-    return _first_text(spec, "source") if spec.name == "pretrained" else ""
-
-
-def _first_text(spec: Spec, name: str) -> str:
-    """Return the first argument of a spec, also if it is given as keyword `name`; empty if it is no text."""
-    value = spec.args[0] if spec.args else spec.kwargs.get(name, "")
-    return value if isinstance(value, str) else ""
+    return sources[0] if len(sources) == 1 else ""
 
 
 def _front_matter(

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Key, Outputs, Params, RowsLike, State, Variables
+from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
 
 KERNEL = "cosine/kernel"
-SMALL = 1e-24  # least squared norm of a vector
 
 
 @models.register
@@ -32,14 +31,19 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
         scale: fixed factor of the cosines. Two logits differ by at most twice this factor.
 
     Raises:
-        ValueError: `scale` is not positive; or, when the model is initialised, the network returns no embedding.
+        ValueError: `scale` is not positive, or the network reads two texts, such as `siamese`; or, when the model is
+            initialised, the network returns no embedding, or is itself a `cosine_head`.
     """
     if scale <= 0:
         raise ValueError(f"scale={scale} must be positive")
+    if network.second_prefix:
+        raise ValueError("the network reads two texts and has no classes; give the network of one text")
 
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         network_key, head_key = jax.random.split(key)
         params, state = network.init(network_key, batch)
+        if KERNEL in params:
+            raise ValueError("the network has such a head itself; give the network inside")
         forward = lambda p, s, b, k: network.apply(p, s, b, train=False, key=k)[0]
         embedding = jax.eval_shape(forward, params, state, dict(batch), network_key).embedding
         if embedding is None:
@@ -50,10 +54,9 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs, State]:
         out, state = network.apply(_without_head(params), state, batch, train=train, key=key)
         assert out.embedding is not None  # `init` has checked it
-        inverse = lambda x, axis: jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=axis, keepdims=True), SMALL))
-        embedding, kernel = (jnp.asarray(x, jnp.float32) for x in (out.embedding, params[KERNEL]))
         products = out.embedding @ params[KERNEL]  # of the kernel itself, so that a quantizer finds it
-        logits = by_rows(scale * products.astype(jnp.float32) * inverse(embedding, 1) * inverse(kernel, 0))
+        inverses = _inverse_norms(out.embedding, 1) * _inverse_norms(params[KERNEL], 0)
+        logits = by_rows(scale * products.astype(jnp.float32) * inverses)
         return replace(out, logits=logits.astype(out.embedding.dtype)), state
 
     def load(abstract: Variables) -> Pretrained:
@@ -61,7 +64,14 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
         checkpoint = network.load(abstract._replace(params=_without_head(abstract.params)))
         return Pretrained((*checkpoint.fresh, KERNEL), checkpoint.read)
 
-    return Model(init, apply, load if network.load else None, network.locked)
+    return network._replace(init=init, apply=apply, load=load if network.load else None)
+
+
+def _inverse_norms(x: Array, axis: int) -> Array:
+    """Return 1 / L2 norm of the vectors along an axis, in float32; 0 for a zero vector, with gradient 0."""
+    square = jnp.sum(jnp.square(jnp.asarray(x, jnp.float32)), axis=axis, keepdims=True)
+    is_zero = square == 0  # selected twice: else its gradient, infinite times 0, would be NaN
+    return jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, square)))
 
 
 def _without_head(params: Mapping[str, Any]) -> dict[str, Any]:

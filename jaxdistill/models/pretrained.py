@@ -100,6 +100,20 @@ def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
+def vocabularies_of(spec: str, path: str = "") -> tuple[str, ...]:
+    """Return the folders of reduced vocabularies that the spec string of a model names, the arguments `keep`.
+
+    Args:
+        spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', keep='runs/words')".
+        path: config key of the spec string, such as `student.model`, for error messages.
+
+    Raises:
+        ConfigError: the spec string does not parse.
+    """
+    named = [each for each in nested_specs(parse(spec, path)) if each.name == "pretrained"]
+    return tuple(filter(None, (str(each.kwargs.get("keep", (*each.args, "", "", "", "")[3])) for each in named)))
+
+
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
     """Return the architecture of the model that a spec string describes, or None if it has no Hugging Face format.
 

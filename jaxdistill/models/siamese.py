@@ -37,11 +37,13 @@ def siamese(network: Model, scale: float = 20.0, other: str = TEACHER) -> Model:
         other: prefix of the fields of the second text.
 
     Raises:
-        ValueError: `scale` is not positive; or, when the model is applied, the network returns no embedding, or a
-            batch for training has no second text.
+        ValueError: `scale` is not positive, or `other` is no prefix of fields; or, when the model is applied, the
+            network returns no embedding, or a batch for training has no second text.
     """
     if scale <= 0:
         raise ValueError(f"scale={scale} must be positive")
+    if not other.endswith("/"):  # the empty prefix, or that of half a name, would read the first text twice
+        raise ValueError(f"other={other!r} must end with a slash, such as {TEACHER!r}")
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs, State]:
         first_key, second_key = jax.random.split(key)

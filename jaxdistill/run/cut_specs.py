@@ -9,7 +9,7 @@ from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.spec import Spec
 from jaxdistill.export.model_folder import ABOUT
 from jaxdistill.models.hub.family import with_defaults
-from jaxdistill.models.pretrained import Architecture, architecture_of_spec
+from jaxdistill.models.pretrained import Architecture, architecture_of_spec, sources_of
 from jaxdistill.run.config import Config, differ
 from jaxdistill.teachers.build import OPTIONS
 
@@ -36,7 +36,7 @@ def cut_of(config: Config) -> Cut | None:
         raise ConfigError(PATH, f"there is no teacher {cut.teacher!r}. {suggest(cut.teacher, config.teachers)}")
     if cut.teacher:
         entry = config.teachers[cut.teacher]
-        if not (entry.checkpoint or entry.steps or entry.model.partition("(")[0].strip() == "pretrained"):
+        if not (entry.checkpoint or entry.steps or sources_of(entry.model)):
             problem = f"is cut out of {cut.teacher!r}, which has no weights before the student's training"
             raise ConfigError(PATH, f"{problem}. Set teachers.{cut.teacher}.checkpoint or .steps.")
         for option in OPTIONS:

@@ -156,7 +156,7 @@ def _same_records(
     Raises:
         ConfigError: the run has other test records or classes, or its test records have changed since it finished.
     """
-    other = results(run)
+    other = results(run, option)
     for key, what in (("test_records", "other test records"), ("class_names", "other classes")):
         if (other.get(key) or "") != (finished.get(key) or ""):
             raise ConfigError(option, f"the run in {str(run)!r} has {what}. Give a run on the same records.")
@@ -295,13 +295,17 @@ def write_relations(run: Path, model: str, file: Path, number: int, trust_source
         trust_source: execute the Python file that the run has kept.
 
     Raises:
-        ConfigError: there is no such model, it is no classifier of records, or the file cannot be written.
+        ConfigError: there is no such model, it is no classifier of records, a class has fewer others than `number`, or
+            the file cannot be written.
     """
     finished = results(run)
     data = _resolved(run, trust_source).data
     check_test_records(finished, data)
     outputs = outputs_of(run, model, data, trust_source=trust_source)
     strengths = relations(outputs.logits, outputs.labels)
+    if number >= len(strengths):
+        problem = f"{number} relations of each class, and there are {len(strengths)} classes"
+        raise ConfigError("--nearest", f"{problem}. Give at most {len(strengths) - 1}.")
     edges_of_teacher, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
     try:
         write_graph(file, Graph(tuple(names), edges_of_teacher))

@@ -68,9 +68,9 @@ def find_model_folder(folder: Path, model: str) -> Path:
                 cure = "Leave --model out, or give the folder of the run"
                 raise ConfigError("model", f"{str(folder)!r} is the folder of one model. {cure}.")
             return place
-    places = {
-        str(file.parents[1].relative_to(folder)): file.parent for file in folder.glob(f"**/{HUB}/jaxdistill.json")
-    }
+    patterns = [f"{'*/' * depth}{HUB}/jaxdistill.json" for depth in (1, 2, 3)]  # and no deeper: it may be a whole disk
+    files = (file for pattern in patterns for file in folder.glob(pattern))
+    places = {str(file.parents[1].relative_to(folder)): file.parent for file in files}
     if not places:
         state = "does not exist" if not folder.exists() else "holds no trained model"
         raise ConfigError("RUN", f"{str(folder)!r} {state}. Give the folder of a run, as in --workdir.")
@@ -99,8 +99,12 @@ def _name_of(folder: Path) -> str:
         return ""
 
 
-def results(folder: Path) -> Mapping[str, Any]:
+def results(folder: Path, option: str = "RUN") -> Mapping[str, Any]:
     """Return the content of the results.json of a run.
+
+    Args:
+        folder: folder of the run.
+        option: argument of the command line that names the folder, for error messages.
 
     Raises:
         ConfigError: the folder holds no finished run.
@@ -114,6 +118,6 @@ def results(folder: Path) -> Mapping[str, Any]:
     except DamageError as error:
         raise DamageError(f"{error}. Restore it, or delete it: the command of the run writes it again.") from None
     except FileNotFoundError:
-        raise ConfigError("RUN", f"{str(folder)!r} holds no finished run (results.json is missing).") from None
+        raise ConfigError(option, f"{str(folder)!r} holds no finished run (results.json is missing).") from None
     except NotADirectoryError:
-        raise ConfigError("RUN", f"{str(folder)!r} is a file. Give the folder of a run, as in --workdir.") from None
+        raise ConfigError(option, f"{str(folder)!r} is a file. Give the folder of a run, as in --workdir.") from None

@@ -109,7 +109,7 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 
 def _identify_weights(teacher: Teacher) -> str:
     """Return a text that identifies the weights of a teacher before the run, or '' if they are random."""
-    is_known = teacher.checkpoint or parse(teacher.spec, teacher.path).name == "pretrained"
+    is_known = teacher.checkpoint or sources_of(teacher.spec)
     return teacher_hash(teacher) if is_known and not teacher.trained_here else _identify_checkpoints(teacher.spec)
 
 

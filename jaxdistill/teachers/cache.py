@@ -244,7 +244,8 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     about, temperature = stores["train"].about, encoding.temperature
     head = head_of(stores["train"], store_folder(encoding, "train")) if encoding.features else None
     prefix = prefix_of(teacher.name)
-    network = decoding_model(prefix, about["classes"], about["states"], temperature, teacher.prefix, head)
+    second = teacher.network.second_prefix
+    network = decoding_model(prefix, about["classes"], about["states"], temperature, teacher.prefix, head, second)
     by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)
     return CachedTeacher(**{**vars(teacher), "network": network}, encoding=encoding, stores=stores, by_row=by_row)
 

@@ -10,11 +10,11 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.manifest import CheckpointError, choose_checkpoint, student_arrays
-from jaxdistill.core.spec import parse
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.store import StoreError, StoreManifest, read_manifest
 from jaxdistill.models.hub.kept_tokens import VOCABULARY
 from jaxdistill.models.hub.source import POOLING_FILE
+from jaxdistill.models.pretrained import sources_of, vocabularies_of
 from jaxdistill.teachers.codec import Encoding
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
@@ -138,17 +138,11 @@ def teacher_hash(teacher: Teacher) -> str:
 
 def _architecture(teacher: Teacher) -> dict[str, str]:
     """Return hashes of a pretrained teacher's config.json and token pooling file; an empty dict for other teachers."""
-    spec = parse(teacher.spec, f"{teacher.path}.model")
-    if spec.name != "pretrained":
-        return {}
-    folder = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-    if not (folder / "config.json").is_file():
-        return {}
-    pooling = folder / POOLING_FILE
-    return {
-        "architecture": seal.sha256(folder / "config.json"),
-        "pooling": seal.sha256(pooling) if pooling.is_file() else "",
-    }
+    folders = [checkpoint_path(source) for source in sources_of(teacher.spec, f"{teacher.path}.model")]
+    folders = [folder for folder in folders if (folder / "config.json").is_file()]
+    pooling = [folder / POOLING_FILE for folder in folders if (folder / POOLING_FILE).is_file()]
+    configs = [seal.sha256(folder / "config.json") for folder in folders]
+    return {"architecture": " ".join(configs), "pooling": " ".join(map(seal.sha256, pooling))} if configs else {}
 
 
 def weights_hash(teacher: Teacher) -> str:
@@ -169,14 +163,14 @@ def weights_hash(teacher: Teacher) -> str:
         # an earlier version has checksums of files, and none of arrays
         content = manifest.get("files", student_arrays(manifest))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    spec = parse(teacher.spec, f"{teacher.path}.model")
-    if spec.name != "pretrained" or teacher.steps:
+    path = f"{teacher.path}.model"
+    sources = sources_of(teacher.spec, path)
+    if not sources or teacher.steps:
         cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
         raise ConfigError(f"{teacher.path}.{KEY}", f"its weights do not exist before the run. {cure}.")
     try:
-        weights = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-        keep = str(spec.kwargs.get("keep", spec.args[3] if len(spec.args) > 3 else ""))
-        return weights + (seal.sha256(Path(keep).expanduser() / VOCABULARY) if keep else "")
+        words = [Path(folder).expanduser() / VOCABULARY for folder in vocabularies_of(teacher.spec, path)]
+        return " ".join(map(fingerprint, sources)) + "".join(map(seal.sha256, words))
     except (ValueError, OSError) as error:
         cure = "Name a checkpoint that exists, and as keep= a folder that `jaxdistill vocabulary` wrote"
-        raise ConfigError(f"{teacher.path}.model", f"{error}. {cure}.") from None
+        raise ConfigError(path, f"{error}. {cure}.") from None

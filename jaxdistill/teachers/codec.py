@@ -260,7 +260,13 @@ def _float(x: Array | None) -> Any:
 
 
 def decoding_model(
-    prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "", head: Head | None = None
+    prefix: str,
+    classes: int,
+    states: int,
+    temperature: float = 1.0,
+    reads: str = "",
+    head: Head | None = None,
+    second_prefix: str = "",
 ) -> Model:
     """Build a model that stands for a teacher: it reads the teacher's encoded outputs from the batch and decodes them.
 
@@ -275,6 +281,7 @@ def decoding_model(
         reads: prefix of the batch fields that the teacher's network read, if it has its own tokenizer; empty if it read
             the same fields as the student.
         head: shapes of the teacher's head, if features are kept; None if logits or classes are kept.
+        second_prefix: `Model.second_prefix` of the teacher's network, by which its evaluation tells equal texts.
     """
 
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
@@ -288,5 +295,5 @@ def decoding_model(
         factors = head and Factored(missing, params["kernel"], params.get("bias"), head.cap, head.tied)
         return decode(encoded, classes, states, temperature, factors), state
 
-    model = Model(init, apply)
+    model = Model(init, apply, second_prefix=second_prefix)
     return with_prefix(model, reads) if reads else model

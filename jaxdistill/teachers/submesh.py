@@ -168,10 +168,10 @@ def apply(teacher: Teacher, value: str, context: Context) -> Teacher:
     except ValueError as error:
         raise ConfigError(path, f"{error}.") from None
     head = head_shapes(outputs["train"]) if encoding.features else None
-    prefix = prefix_of(teacher.name)
+    prefix, second = prefix_of(teacher.name), teacher.network.second_prefix
     changes = {
         "mesh": build_mesh((1, len(context.devices), 1), context.devices),
-        "reader": decoding_model(prefix, logits.shape[-1], layers, reads=teacher.prefix, head=head),
+        "reader": decoding_model(prefix, logits.shape[-1], layers, 1.0, teacher.prefix, head, second),
         "student_mesh": context.mesh,
         "rows": context.data.shapes["train"],
     }

@@ -141,6 +141,14 @@ def test_wanda_measures_the_inputs_of_every_kernel(spec, inputs):
         assert set(finished(Variables(params, after)).state) == set(own)
 
 
+def test_wanda_measures_no_inputs_of_locked_kernels():
+    inner = registry.models.build("mlp(widths=(12, 8), classes=5)", "model")._replace(locked=("layers/0/",))
+    model = registry.masks.build("sparse(share=0.5, by='wanda')", "student.masks").wrap(inner)
+    _, state = model.init(jax.random.key(0), BATCHES["image"]())
+    squares = [name for name in state if name.endswith(SQUARE)]
+    assert squares and not any(name.startswith("layers/0/") for name in squares)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -19,7 +19,7 @@ from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache_identity import weights_hash
+from jaxdistill.teachers.cache_identity import teacher_hash, weights_hash
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
 OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]
@@ -143,13 +143,24 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
 def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     _, hub, config = world
 
-    def weights_of(ids, arguments):
+    def weights_of(ids, spec):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
-        teacher = {"model": f"pretrained({str(hub)!r}, {arguments}{str(tmp_path)!r})"}
+        teacher = {"model": spec.format(f"{str(hub)!r}", repr(str(tmp_path)))}
         return weights_hash(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
 
-    for arguments in ("keep=", "(), (), "):
-        assert weights_of([0, 1, 2], arguments) == weights_of([0, 1, 2], arguments) != weights_of([0, 1, 3], arguments)
+    for spec in (
+        "pretrained({}, keep={})",
+        "pretrained({}, (), (), {})",
+        "cosine_head(pretrained({}, keep={}), classes=3)",
+    ):
+        assert weights_of([0, 1, 2], spec) == weights_of([0, 1, 2], spec) != weights_of([0, 1, 3], spec)
+
+
+def test_the_config_of_a_wrapped_network_is_part_of_what_a_cache_depends_on(world):
+    _, hub, config = world
+    spec = f"cosine_head(pretrained({str(hub)!r}), classes=3)"
+    resolved = resolve(differ(config, teachers={"big": {"model": spec}}), jax.devices())
+    assert teacher_hash(resolved.live_teacher("big")).split()[1] == seal.sha256(hub / "config.json")
 
 
 def test_a_folder_of_something_else_is_not_replaced(world, tmp_path, capsys):

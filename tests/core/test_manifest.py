@@ -52,6 +52,26 @@ def test_an_older_checkpoint_in_place_of_the_last_is_told(folder, lost, capsys):
     assert capsys.readouterr().err == said
 
 
+def test_a_result_of_a_later_step_tells_that_the_last_checkpoint_is_gone(folder, capsys):
+    for lost in ("manifests/40.json", "steps/40"):
+        (folder / lost).rename(folder / lost.replace("/", "_"))
+    assert choose_step(folder, "last") == 30 and capsys.readouterr().err == ""  # nothing tells that there was another
+    seal.write(folder.parent / manifest.RESULT, {"step": 40})
+    assert choose_step(folder, "last") == 30
+    assert "the checkpoint of step 40 is missing, incomplete or damaged; that of step 30" in capsys.readouterr().err
+
+
+def test_the_first_known_quality_ranks():
+    values = {"similarity": 0.1, "agreement": 0.2, "image_text_r5": 0.3, "accuracy": 0.4, "loss": 9.0}
+    for name in manifest.QUALITIES:
+        assert manifest.quality(values) == values.pop(name)
+    assert (
+        manifest.quality(values) is None
+        and manifest.QUALITIES[0] == "accuracy"
+        and manifest.QUALITIES[3] == "similarity"
+    )
+
+
 def test_of_equal_steps_the_newest_is_the_best(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):

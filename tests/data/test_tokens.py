@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import runs
 from corpora import WORDS, Labelled, documents, sentences, written
+from tokenizers import Tokenizer
 
 import jaxdistill
 from jaxdistill.core.errors import ConfigError
@@ -130,6 +131,24 @@ def test_documents_by_hand(words, tmp_path):
         "segment_ids": [[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]],
     }
     assert sorted((about["cut"], about["tokens"]) for about in manifests(tmp_path)) == [(0, 8), (1, 11)]
+
+
+def test_a_document_is_not_cut_by_the_truncation_of_its_tokenizer(words, tmp_path):
+    cut = Tokenizer.from_file(str(words / "tokenizer.json"))
+    cut.enable_truncation(2)
+    (tmp_path / "cut").mkdir()
+    cut.save(str(tmp_path / "cut" / "tokenizer.json"))
+    whole, found = (everything(opened(documents(file), tmp_path, "stories")) for file in (words, tmp_path / "cut"))
+    np.testing.assert_array_equal(found["input_ids"], whole["input_ids"])
+
+
+def test_texts_that_are_empty_at_the_end_are_no_mistake(words, tmp_path, monkeypatch):
+    @datasets.register
+    def ending(split):
+        return [{"text": "a b c d"}, {"text": "e f g"}, {"text": ""}, {"text": ""}]
+
+    monkeypatch.setattr(token_cache, "CHUNK", 2)
+    assert everything(opened(documents(words), tmp_path, "ending"))["input_ids"].size == 8
 
 
 @pytest.mark.parametrize("share", [True, False])

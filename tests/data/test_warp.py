@@ -60,6 +60,29 @@ def test_shear_moves_rows_against_each_other():
     np.testing.assert_allclose(found, np.fliplr(np.eye(5)), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(4, 8), (8, 4)])
+def test_height_and_width_may_differ(shape):
+    image = np.random.default_rng(0).random(shape).astype(np.float32) + 1
+    np.testing.assert_array_equal(warped("warp()", image), image)
+    down = warped(f"warp(shift={1 / shape[0]})", image, STILL, STILL, STILL, NEAR_ONE)
+    np.testing.assert_allclose(down[1:], image[:-1], rtol=1e-4)
+    right = warped(f"warp(shift={1 / shape[1]})", image, STILL, STILL, STILL, STILL, NEAR_ONE)
+    np.testing.assert_allclose(right[:, 1:], image[:, :-1], rtol=1e-4)
+
+
+def test_pixels_of_whole_numbers_are_rounded():
+    image = np.tile(np.array([0, 255, 255, 255], np.uint8), (4, 1))
+    shifted = warped("warp(shift=0.125)", image, STILL, STILL, STILL, STILL, NEAR_ONE)
+    assert shifted[:, 1].tolist() == [128] * 4  # 127.5 is rounded to the even number, and not cut off
+
+
+def test_an_image_is_rotated_before_it_is_sheared():
+    image = np.zeros((5, 5), np.float32)
+    image[2] = 1.0  # a line, which the quarter turn makes upright, and the shear then a diagonal
+    turned = warped(f"warp(rotation={math.pi / 2}, shear=1.0)", image, NEAR_ONE, STILL, NEAR_ONE)
+    np.testing.assert_allclose(turned, np.fliplr(np.eye(5)), atol=1e-6)
+
+
 def test_each_image_has_its_own_warp():
     image = drawn(8)
     batch = {"image": np.stack([image] * 50)[..., None], "label": np.arange(50)}
@@ -69,7 +92,9 @@ def test_each_image_has_its_own_warp():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ConfigError, match=r"data\.augment: warp: shear=-1.0; give 0 or more"):
+    with pytest.raises(ConfigError, match=r"data\.augment: warp: shear=-1.0; give a number from 0 to 10.0"):
         transforms.build("warp(shear=-1.0)", "data.augment")
+    with pytest.raises(ConfigError, match=r"scale=800.0; give a number from 0 to 3.0"):
+        transforms.build("warp(scale=800.0)", "data.augment")  # exp(800) is infinite
     with pytest.raises(ConfigError, match="'warp' needs image"):
         transforms.build("warp()", "").apply({"text": np.zeros((2, 3))}, np.zeros((2, 5)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from batches import signals, single
 from checks import assert_close, float64
-from terms import compiled_loss
+from terms import build_loss, compiled_loss
 from terms import loss_values as values
 
 from jaxdistill.core.errors import ConfigError
@@ -82,3 +82,7 @@ def test_a_class_without_examples_moves_to_its_neighbours():
 def test_mistakes_are_named(spec, said):
     with pytest.raises((ValueError, ConfigError), match=said):
         values(spec, with_vectors(np.ones((5, 4))))
+
+
+def test_it_is_computed_once_for_all_rows_and_not_in_chunks():
+    assert not build_loss(GRAPH).local

@@ -1,6 +1,8 @@
 """Tests of graphs of classes: made from hierarchies, written, read again, and refused with the config's path."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from batches import at_nodes
@@ -119,7 +121,9 @@ def test_the_nearest_common_ancestor_counts_where_ways_part():
     parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
     known = class_hierarchy.Hierarchy(parents, {})
     assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
-    assert weights(class_hierarchy.related_graph(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # e has no edge
+    for least in (0.0, 0.25):
+        graph = class_hierarchy.related_graph(["a", "d", "e"], known, least)
+        assert weights(graph) == {("a", "d"): 0.25}  # e has no edge
 
 
 def test_an_ontology_of_phenotypes(tmp_path):
@@ -139,6 +143,51 @@ def test_a_list_of_diagnoses(tmp_path):
     assert distances["A00.0", "Typhoid"] == 3
     assert distances["A00.0", "hiv"] == 4  # a section of one category is that category
     assert distances["A00.0", "neoplasms"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--classes", ","], "--classes: ',' has 0 names; give two or more, separated by commas"),
+        (
+            ["--classes", "cat, dog", "--least", "nan"],
+            "--least: nan is no weight of an edge; give a number",
+        ),
+        (["--classes", "cat, dog", "--least", "0.9"], "no two of these classes are related; give a smaller --least"),
+        (["--classes", "cat#x, dog"], "'cat#x': 'x' is no number of a sense; write it as in 'bank#2'"),
+        (["--classes", "cat, dog", "--source", "bytes.obo"], "is damaged, or of another format"),
+        (["--classes", "cat, dog", "--source", "none.obo"], "'none.obo' holds no concept"),
+        (["--classes", "bytes.obo"], "--classes: 'bytes.obo' is no text file"),
+        (["--classes", "cat, dog", "--out", "."], "--out: '.' is a folder; choose a file"),
+        (["--classes", "x" * 5000 + ", dog"], "1 names are not in the hierarchy: xxx"),
+    ],
+)
+def test_wrong_words_and_files_are_named_in_a_short_line(words, said, wordnet, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bytes.obo").write_bytes(b"[Term]\nid: \xff")
+    Path("none.obo").touch()
+    assert class_hierarchy.run(["--source", str(wordnet), "--out", "edges.json", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1 and len(err) < 800
+    assert not Path("edges.json").exists()
+
+
+def test_by_default_concepts_ten_steps_apart_are_not_related(tmp_path, capsys):
+    chain = "".join(f"[Term]\nid: X:{n}\nname: n{n}\nis_a: X:{n - 1}\n\n" for n in range(1, 12))
+    (tmp_path / "x.obo").write_text(f"[Term]\nid: X:0\nname: n0\n\n{chain}")
+    words = ["--source", str(tmp_path / "x.obo"), "--out", str(tmp_path / "edges.json")]
+    assert class_hierarchy.run(["--classes", "n0, n9", *words]) == 0 and "1 of 1 pairs" in capsys.readouterr().out
+    assert class_hierarchy.run(["--classes", "n0, n10", *words]) == 2 and "are related" in capsys.readouterr().err
+
+
+def test_an_xml_file_that_is_none_and_a_term_without_an_id_are_named(tmp_path, capsys):
+    (tmp_path / "list.xml").write_text("<ICD10CM>")
+    (tmp_path / "x.obo").write_text("[Term]\nname: cat\n")
+    for name, said in (("list.xml", "is not XML"), ("x.obo", "has 0 lines 'id: ' instead of one")):
+        words = ["--classes", "cat, dog", "--source", str(tmp_path / name), "--out", str(tmp_path / "edges.json")]
+        assert class_hierarchy.run(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
 def test_the_command_writes_what_a_config_reads(wordnet, capsys):
@@ -177,6 +226,8 @@ def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
         ("[", "is not a graph file"),
         ('{"edges": [[0, 1, 0.5]]}', "is not a graph file"),
         ('{"names": [], "edges": [[0, 1]]}', "is not a graph file"),
+        ('{"names": ["a", "b"], "edges": [[0, 2, 0.5]]}', "has the node 2, and there are 2 names"),
+        ('{"names": "ab", "edges": [[0, 1, 0.5]]}', "'names' is no list of texts"),
         ('{"names": [], "edges": []}', "the graph has no edges"),
         ('{"names": [], "edges": [[0, 1, -1]]}', "is not an edge"),
     ],
@@ -206,6 +257,19 @@ def test_a_file_that_holds_no_graph_is_refused_with_the_config_path(content, sai
 def test_edges_that_are_none_are_refused(edges, said):
     with pytest.raises(ConfigError, match=said):
         build_loss(f"related_labels(edges={edges})")
+
+
+@pytest.mark.parametrize("edge", ["[0, true, 0.5]", "[0, 1.0, 0.5]", "[0, 1, 1e999]", "[Infinity, 0, 0.5]"])
+def test_an_edge_of_a_file_has_whole_nodes_and_a_finite_weight(edge, tmp_path):
+    (tmp_path / "edges.json").write_text(f'{{"names": [], "edges": [{edge}]}}')
+    with pytest.raises(ConfigError, match=r"a node is no whole number|is not an edge"):
+        build_loss(f"related_labels(edges={str(tmp_path / 'edges.json')!r})")
+
+
+def test_a_pipe_in_place_of_a_graph_file_is_refused_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "edges.json")
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        build_loss(f"class_graph(edges={str(tmp_path / 'edges.json')!r})")
 
 
 def test_what_is_written_is_read_again(tmp_path):

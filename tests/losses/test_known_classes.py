@@ -11,6 +11,7 @@ from checks import assert_close
 from terms import build_loss, compiled_loss
 from terms import loss_values as values
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import SparseLogits
 
 UNKNOWN = np.array([False, True, False, False, True])
@@ -57,6 +58,23 @@ def test_without_it_soft_targets_push_unknown_classes_away():
 @pytest.mark.parametrize("loss", INNER)
 def test_a_teacher_of_all_classes_changes_nothing(loss):
     assert_close(values(known(loss), signals()), values(loss, signals()))
+
+
+def test_it_is_not_linear_in_the_teacher():
+    """Check the mark that keeps caches of drawn classes away, in which the classes not drawn look unknown."""
+    assert not build_loss("known_classes(loss=kd())").linear and build_loss("kd()").linear
+
+
+@pytest.mark.parametrize("loss", ["4", "None", "('kd',)"])
+def test_what_is_no_loss_is_refused(loss):
+    with pytest.raises(ConfigError, match=r"known_classes\(loss=...\): .* is no loss\. Give the spec string of one of"):
+        build_loss(f"known_classes(loss={loss})")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy()", "related_labels(edges=((0, 1),))"])
+def test_a_loss_of_labels_is_refused(loss):  # it is infinite at a label of an unknown class
+    with pytest.raises(ConfigError, match="does not say that it needs a teacher; give a divergence"):
+        build_loss(f"known_classes(loss={loss})")
 
 
 def test_a_cache_of_the_largest_logits_is_refused():

@@ -25,6 +25,8 @@ def test_both_embeddings_are_those_of_the_network():
     found, second = outputs(model, params), strip_prefix(ROWS, "teacher/")
     np.testing.assert_allclose(found.embedding, outputs(network, params).embedding, atol=1e-6)
     np.testing.assert_allclose(found.text_embedding, outputs(network, params, second).embedding, atol=1e-6)
+    states = zip(found.hidden_states, outputs(network, params).hidden_states, strict=True)
+    assert all(np.allclose(one, other, atol=1e-6) for one, other in states)  # those of the first text
     real = np.asarray(ROWS["mask"]) != 0
     similar = np.where(real, 20 * found.embedding @ found.text_embedding.T, -1e9)
     np.testing.assert_allclose(found.logits, similar, rtol=1e-5, atol=1e-5)
@@ -44,6 +46,9 @@ def test_one_text_alone_has_the_outputs_of_the_network():
     ("spec", "said"),
     [
         (f"siamese({TEXTS}, scale=0.0)", "scale=0.0 must be positive"),
+        (f"siamese({TEXTS}, other='')", "other='' must end with a slash"),
+        (f"siamese({TEXTS}, other='teacher')", "other='teacher' must end with a slash, such as 'teacher/'"),
+        (f"cosine_head(siamese({TEXTS}), classes=3)", "the network reads two texts and has no classes"),
         ("siamese(3)", r"siamese\(network=...\): 3 is no model"),
     ],
 )

@@ -184,6 +184,10 @@ def test_what_resembles_a_mistake_is_taken(changes, tmp_path):
     ("change", "said"),
     [
         ("model=mlp(widths=(16,), classes=7)", "has 7 classes, 4 are needed; set classes=4, or map them by"),
+        (
+            "classes=(-1, -1, -1, -1)",
+            "(-1, -1, -1, -1): the teacher has none of the classes. Give the teacher's number",
+        ),
         ("classes=(1, 0)", "(1, 0) maps 2 classes, 4 are needed. For each class of the student give its number"),
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import own_runs
 import pytest
+from corpora import Labelled
 from own_runs import QUIET, command
 
 import jaxdistill
@@ -11,7 +12,8 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report import explanation
-from jaxdistill.losses.relations.edges import read_graph
+from jaxdistill.losses.relations.edges import Graph, read_graph, write_graph
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.explain import explain
 from jaxdistill.run.predict import results
 
@@ -122,6 +124,7 @@ def test_what_cannot_be_explained_is_one_line(made, tmp_path):
         (made, (), "holds no finished run"),
         (taught, (made / "nothing",), "holds no finished run"),
         (taught, (other_records(tmp_path),), "--reference: .* has other test records"),
+        (taught, (tmp_path / "none",), "--reference: .*none' holds no finished run"),
         (taught, (alone, alone), "--reference: .*1' is given 2 times. Give each run once"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -139,6 +142,27 @@ def test_only_classifiers_are_explained(home, tmp_path):
         explain(tmp_path)
 
 
+def test_a_graph_that_gives_a_class_another_number_than_the_data_is_refused(tmp_path):
+    @datasets.register
+    def named(split):
+        records = Labelled(directions(split))
+        records.classes, records.class_names = 5, tuple("abcde")
+        return records
+
+    file = tmp_path / "relations.json"
+    spec = f"class_graph({str(file)!r}, kernel='head/kernel')"
+    config = config_of(data={"name": "named"}, objective={"kd": {}, "near": {"term": spec}})
+    for names in ("abcde", "abc", ("a", "b or B", "c")):  # a name that is no class, such as a synonym, is not compared
+        write_graph(file, Graph(tuple(names), ((0, 1, 0.5),)))
+        check_config(config, None)
+    write_graph(file, Graph(tuple("bac"), ((0, 1, 0.5),)))
+    problem = r"^objective\.near: .*names 'b' as class 0, and it is class 1 of the data\. Write the graph for a, b, c"
+    with pytest.raises(ConfigError, match=problem):
+        check_config(config, None)
+    own = differ(config, objective={"near": {"term": f"graph({str(file)!r}, 'distance', 'records', 'index')"}})
+    check_config(own, None)  # its nodes are examples
+
+
 def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, capsys):
     file = tmp_path / "relations.json"
     assert command("graph", made / "taught", "--model", "teachers/big", "--out", file) == 0
@@ -151,6 +175,10 @@ def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, caps
         (("--out", file), "exists. Choose another file, or replace it with --overwrite"),
         (("--out", made / "taught" / "config.json"), "exists. Choose another file"),
         (("--out", file, "--overwrite", "--nearest", "0"), "--nearest: 0 relations; give 1 or more"),
+        (
+            ("--out", file, "--overwrite", "--nearest", "5"),
+            "relations of each class, and there are 5 classes",
+        ),
         (("--out", file, "--overwrite", "--model", "big"), "there is no 'big'"),
     ):
         (tmp_path / "file").touch()

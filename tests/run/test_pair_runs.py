@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from corpora import WORDS, sentences
+from corpora import WORDS, sentences, written
 from own_runs import QUIET
 
 import jaxdistill
@@ -193,6 +193,29 @@ def test_a_siamese_network_is_a_checkpoint_of_the_network_itself(home):
         ConfigError, match=r"adapted\.model: it returns 16 numbers, and the student, .* embedding of 8\."
     ):
         check_config(of_names(home, **narrow)[1], None)
+
+
+def test_a_cached_siamese_teacher_is_measured_as_the_live_one(home):
+    text, config = of_names(home, steps=5)
+    jaxdistill.distill(config, home / "siamese_teacher", QUIET)
+    teacher = {"model": f"siamese({text})", "checkpoint": str(home / "siamese_teacher")}
+    config = of_names(home, teachers={"big": teacher}, objective={"affinity": {}}, steps=2)[1]
+    live = jaxdistill.distill(config, home / "with_live", QUIET).rows[0]
+    option = f"outputs(folder={str(home / 'siamese_cache')!r})"
+    config = differ(config, teachers={"big": {**teacher, "cache": option}})
+    cache.write(config, QUIET)
+    cached = jaxdistill.distill(config, home / "with_cached", QUIET).rows[0]
+    measures = [name for name in live if "gallery" in name or "_r5" in name]
+    assert cached["gallery_first_texts"] == len(squares("test")) / 2 and len(measures) == 6
+    assert {name: cached[name] for name in measures} == {name: live[name] for name in measures}
+
+
+def test_one_network_under_two_tokenizers_is_refused(home, tmp_path):
+    other = written(tmp_path, [*WORDS[:5], *COLOURS[::-1]])
+    config = of_names(home)[1]
+    tokens = config.data.tokens.replace("teacher_fields", f"teacher={str(other)!r}, teacher_fields")
+    with pytest.raises(ConfigError, match=r"^student\.model: the model reads both texts .* their tokenizers differ"):
+        check_config(differ(config, data={"tokens": tokens}), None)
 
 
 @pytest.mark.parametrize(

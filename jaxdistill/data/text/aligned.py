@@ -85,7 +85,7 @@ def aligned(
     if bool(end) != bool(teacher_end):
         raise ValueError(f"end={end!r} and teacher_end={teacher_end!r}; name both, or none.")
     files = tokenizers.find(student), tokenizers.find(teacher)
-    lengths = check_length(length), check_length(teacher_length or length)
+    lengths = check_length(length), check_length(teacher_length or length, "teacher_length")
 
     def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         pair = tokenizer, tokenizers.load(files[1])

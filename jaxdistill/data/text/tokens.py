@@ -113,7 +113,8 @@ def sentences(
         if len(names) not in (1, 2):
             raise ValueError(f"{len(names)} fields; name one text, or two for a pair.")
     typed = any(len(names) == 2 for names in by_prefix.values())  # of all: else one reader would see another's types
-    lengths = {"": check_length(length)} | dict.fromkeys(others, check_length(teacher_length or length))
+    ours, theirs = check_length(length), check_length(teacher_length or length, "teacher_length")
+    lengths = {"": ours} | dict.fromkeys(others, theirs)
 
     def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         toks = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}
@@ -130,6 +131,7 @@ def sentences(
 
     spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if others else "")
     spec += f" {teacher_fields}" if teacher_fields else ""
+    spec += " typed" if typed and len(fields) != len(teacher_fields or fields) else ""  # as an earlier version did not
     row_bytes = 4 * (2 + typed) * sum(lengths.values())
     return Tokenization(
         file,
@@ -214,12 +216,16 @@ def _padded(encodings: Sequence[Any], length: int, padding: int, typed: bool) ->
     return {"input_ids": ids, "attention_mask": real, **({"token_type_ids": types} if typed else {})}
 
 
-def check_length(length: int) -> int:
+def check_length(length: int, name: str = "length") -> int:
     """Require that the length of a row (the number of tokens in a sequence) is allowed, and return this length.
+
+    Args:
+        length: number of tokens.
+        name: name of the argument, for the error message.
 
     Raises:
         ValueError: the length is below 1 or above `LONGEST`.
     """
     if not 1 <= length <= LONGEST:
-        raise ValueError(f"length={length}; give 1 to {LONGEST}.")
+        raise ValueError(f"{name}={length}; give 1 to {LONGEST}.")
     return length

@@ -35,9 +35,12 @@ def known_classes(loss: Term) -> Term:
             `logit_mse`.
 
     Raises:
-        ValueError: when the loss is computed, a teacher's outputs come from a cache of its largest logits, in which all
+        ValueError: `loss` reads no teacher, such as `cross_entropy`, which is infinite at a label of an unknown class;
+            or, when the loss is computed, a teacher's outputs come from a cache of its largest logits, in which all
             other classes have a probability.
     """
+    if "teacher" not in loss.needs:
+        raise ValueError("the loss does not say that it needs a teacher; give a divergence, such as kd()")
 
     def masked(signals: Signals) -> Signals:
         all_teachers = (signals.teacher, *signals.teachers)

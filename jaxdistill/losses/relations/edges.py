@@ -100,13 +100,20 @@ def read_graph(file: Path) -> Graph:
         DamageError: the file has changed since it was written.
     """
     try:
+        if file.exists() and not file.is_file():  # to read a pipe would wait for ever
+            raise ValueError("it is no regular file")
         content = json.loads(file.read_text(encoding="utf-8"))
         if seal.SEAL in content:
-            seal.read(file, {})
-        edges = tuple((a, b, float(weight)) for a, b, weight in content["edges"])
-        if not all(type(node) is int for edge in edges for node in edge[:2]):
+            content = seal.read(file, {})
+        graph = Graph(tuple(content["names"]), tuple((a, b, float(weight)) for a, b, weight in content["edges"]))
+        if not all(type(node) is int for edge in graph.edges for node in edge[:2]):
             raise ValueError("a node is no whole number")
-        return Graph(tuple(content["names"]), edges)
+        if not (isinstance(content["names"], list) and all(isinstance(name, str) for name in graph.names)):
+            raise ValueError("'names' is no list of texts")
+        last = max((node for edge in graph.edges for node in edge[:2]), default=-1)
+        if graph.names and last >= len(graph.names):
+            raise ValueError(f"an edge has the node {last}, and there are {len(graph.names)} names, counted from 0")
+        return graph
     except DamageError as error:
         raise DamageError(f"{error}. Write it again, or if the change is meant, delete its key 'seal'") from None
     except FileNotFoundError:

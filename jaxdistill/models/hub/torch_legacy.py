@@ -149,7 +149,7 @@ class LegacyTorch:
         except (MemoryError, OSError):
             raise
         except Exception as error:  # a damaged or hostile pickle can fail in any way
-            raise WeightsError(f"{path} is not a legacy PyTorch file, or is damaged ({error})") from None
+            raise WeightsError(f"{path} is not a legacy PyTorch file, or is damaged ({type(error).__name__})") from None
         self.arrays = {
             name: ArrayInfo(tensor.shape, tensor.storage.dtype.name) for name, tensor in self._tensors.items()
         }

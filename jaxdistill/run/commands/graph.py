@@ -36,7 +36,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--nearest", f"{options.nearest} relations; give 1 or more.")
         from jaxdistill.run.explain import write_relations  # imports JAX, after the arguments are checked
         from jaxdistill.run.output_checks import check_output
+        from jaxdistill.run.predict import results
 
+        results(options.run)
         check_output(options.out, "--out", options.overwrite)
         count = write_relations(options.run, options.model, options.out, options.nearest, options.trust_source)
         sys.stdout.write(f"{count} relations are in {options.out}\n")

@@ -57,6 +57,9 @@ def teachers_have_the_classes(view: StageView) -> None:
         if count != needed and not classes and embeds(view.parts.student, view.shapes["train"]):
             problem = f"it returns {count} numbers, and the student, which has no classes, an embedding of {needed}"
             raise ConfigError(f"{teacher.path}.model", f"{problem}. Give both one width.")
+        if classes and max(classes) < 0:
+            cure = "Give the teacher's number of at least one class, or leave the teacher out"
+            raise ConfigError(f"{teacher.path}.classes", f"{classes}: the teacher has none of the classes. {cure}.")
         if classes and len(classes) != needed:
             cure = "For each class of the student give its number in the teacher, or -1 if the teacher lacks it"
             raise ConfigError(

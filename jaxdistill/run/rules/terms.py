@@ -1,8 +1,10 @@
 """Rules about the fusion and the loss terms of a training stage, checked by abstract evaluation (`jax.eval_shape`)."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +15,10 @@ from jaxdistill.core.errors import ConfigError, message_of, typed_message_of, us
 from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.registry import losses
+from jaxdistill.core.spec import nested_specs, parse
 from jaxdistill.core.types import NO_OUTPUTS
 from jaxdistill.losses import pairs
+from jaxdistill.losses.relations.edges import read_graph
 from jaxdistill.losses.term import stateless
 from jaxdistill.models.abstract import has_pairs
 from jaxdistill.run.own_parts import own_parts
@@ -28,6 +32,27 @@ def fusion_fits(view: StageView) -> None:
             stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0
         )  # any loss will do: only the fusion is checked
         _try_objective(view, {"any": term}, view.parts.components.fusion, "fusion")
+
+
+def graphs_number_the_classes_alike(view: StageView) -> None:
+    """Require that a graph file of classes gives each class of the data the number that the data give it.
+
+    A name of the graph that is no class of the data, such as a synonym, is not compared.
+    """
+    numbers = {name: number for number, name in enumerate(view.data.class_names)}
+    sections = {"objective": view.config.objective, "task": view.config.task}
+    terms = {f"{key}.{name}": entry.term for key, section in sections.items() for name, entry in section.items()}
+    specs = [(path, spec) for path, term in terms.items() if term for spec in nested_specs(parse(term, path))]
+    for path, spec in specs:
+        names = inspect.signature(losses[spec.name]).parameters if spec.name in losses else {}
+        arguments = spec.kwargs | dict(zip(names, spec.args, strict=False))
+        file = arguments.get("edges")
+        if not isinstance(file, str) or arguments.get("node", "label") != "label":
+            continue
+        for number, known in enumerate(read_graph(Path(file).expanduser()).names):
+            if numbers.get(known, number) != number:
+                problem = f"{file!r} names {known!r} as class {number}, and it is class {numbers[known]} of the data"
+                raise ConfigError(path, f"{problem}. Write the graph for {', '.join(numbers)[:80]}.")
 
 
 def terms_have_gradients(view: StageView) -> None:

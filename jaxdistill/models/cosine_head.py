@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model, Pretrained
@@ -67,7 +68,7 @@ def cosine_head(network: Model, classes: int, scale: float = 12.0) -> Model:
     return network._replace(init=init, apply=apply, load=load if network.load else None)
 
 
-def _inverse_norms(x: Array, axis: int) -> Array:
+def _inverse_norms(x: Array | np.ndarray, axis: int) -> Array:
     """Return 1 / L2 norm of the vectors along an axis, in float32; 0 for a zero vector, with gradient 0."""
     square = jnp.sum(jnp.square(jnp.asarray(x, jnp.float32)), axis=axis, keepdims=True)
     is_zero = square == 0  # selected twice: else its gradient, infinite times 0, would be NaN

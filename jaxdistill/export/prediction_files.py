@@ -19,15 +19,15 @@ from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import locate
 from jaxdistill.data.table.record_reader import Chunk, RecordReader, TableError, TextFormat
+from jaxdistill.export.predictions import Predictions, PredictsRecords
 from jaxdistill.export.predictor import PATH as RECORDS
-from jaxdistill.export.predictor import Predictions, Predictor
 
 Write = Callable[[Chunk], None]
 TEXT_FORMAT = TextFormat()
 
 
 def predict_file(
-    predictor: Predictor,
+    predictor: PredictsRecords,
     source: str,
     output: Path,
     columns: Mapping[str, Sequence[str]],
@@ -95,7 +95,9 @@ def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
     return table_file.place, table_file.open()
 
 
-def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str) -> ColumnNames:
+def _roles(
+    predictor: PredictsRecords, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str
+) -> ColumnNames:
     """Return the columns that hold texts, images and features: those of the training data, unless others are given.
 
     Raises:
@@ -123,7 +125,7 @@ def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: R
 
 
 def _records(
-    predictor: Predictor, chunk: Chunk, column_names: ColumnNames, place: str, first: int
+    predictor: PredictsRecords, chunk: Chunk, column_names: ColumnNames, place: str, first: int
 ) -> list[dict[str, Any]]:
     """Return the records of a chunk with the fields that the model reads.
 

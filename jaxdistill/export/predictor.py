@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,33 +28,14 @@ from jaxdistill.evaluation.evaluator import answers, prevent_fusion, text_answer
 from jaxdistill.export import model_folder
 from jaxdistill.export.definition import model_spec
 from jaxdistill.export.model_folder import About
+from jaxdistill.export.predictions import Predictions
+from jaxdistill.export.zero_shot import PLACE, ZeroShotClassifier
 from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.build import build_model
 
 PATH = "records"  # named in errors about records
 SHORTEST = 8  # tokens of the shortest bucket of texts
 Column = Sequence[Any]
-
-
-class Predictions(NamedTuple):
-    """The outputs of a model for some records; a field is None if the model has no such output.
-
-    predicted: number of the most likely class of each record, `[records]`
-    labels: its name, or its number as a text if the classes have no names, `[records]`
-    probabilities: probability of each class, `[records, classes]` float32
-    confidence: probability of the most likely class, `[records]` float32
-    embeddings: the embedding of each record, `[records, width]`; for a model with two towers, that of the image
-    text_embeddings: the embedding of each record's text, `[records, width]`; only for a model with two towers
-    nll: mean negative log-likelihood of the tokens of each text, in nats, `[records]`; only for a language model
-    """
-
-    predicted: np.ndarray | None = None
-    labels: list[str] | None = None
-    probabilities: np.ndarray | None = None
-    confidence: np.ndarray | None = None
-    embeddings: np.ndarray | None = None
-    text_embeddings: np.ndarray | None = None
-    nll: np.ndarray | None = None
 
 
 class Predictor:
@@ -171,6 +152,7 @@ class Predictor:
             embeds, logits = has_no_classes(out), prevent_fusion(out.dense().logits)
             embedding = {} if out.embedding is None else {"embeddings": out.embedding}
             embedding |= {} if out.text_embedding is None else {"text_embeddings": out.text_embedding}
+            embedding |= {} if out.text_embedding is None or out.scale is None else {"scale": out.scale}
             if embeds or out.text_embedding is not None:
                 return embedding
             if logits.ndim > 2:  # a language model
@@ -220,6 +202,20 @@ class Predictor:
             names = self.class_names or tuple(map(str, range(joined["probabilities"].shape[1])))
             joined["labels"] = [names[number] for number in joined["predicted"]]
         return Predictions(**joined)
+
+    def zero_shot(self, classes: Sequence[str], templates: Sequence[str] = (PLACE,)) -> ZeroShotClassifier:
+        """Return a classifier of images whose classes are texts; the model must have two towers (images and texts).
+
+            predictor.zero_shot(("cat", "dog"), ("a picture of a {}",)).predict(images).labels
+
+        Args:
+            classes: names of the classes, in order.
+            templates: texts in which `{}` stands for the name of a class. A class has the mean of their embeddings.
+
+        Raises:
+            ConfigError: the model does not have two towers, or classes or templates are wrong.
+        """
+        return ZeroShotClassifier(self, classes, templates)
 
     def _outputs(self, opened: Records, rows: int, exact: bool) -> Iterator[dict[str, np.ndarray]]:
         """Yield the outputs of each batch of `rows` rows, `{name: [rows, ...]}`, without the rows that only fill it."""

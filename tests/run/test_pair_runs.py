@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from corpora import WORDS, sentences, written
 from own_runs import QUIET
+from pictured_names import COLOURS, config_of, squares, towers
 
 import jaxdistill
-from jaxdistill import differ, make
+from jaxdistill import differ
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
@@ -16,49 +17,10 @@ from jaxdistill.data import store
 from jaxdistill.run.commands import cache
 from jaxdistill.run.distill import check_config
 
-COLOURS = WORDS[5:]
-
-
-def squares(split: str):
-    """Return pictures of two colours with the names of both; no pair of colours is in both splits."""
-    both = [(a, b) for a in range(len(COLOURS)) for b in range(len(COLOURS))]
-    chosen = [pair for pair in both if (sum(pair) % 4 == 0) == (split == "test")]
-    draw = np.random.default_rng(len(split))
-    palette = np.random.default_rng(0).integers(0, 256, (len(COLOURS), 3))
-    records = []
-    for a, b in chosen * 2:  # each text has two pictures
-        image = np.concatenate([np.tile(palette[x], (8, 4, 1)) for x in (a, b)], axis=1)
-        image = np.clip(image + draw.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
-        records.append({"image": image, "text": f"{COLOURS[a]} {COLOURS[b]}"})
-    return records
-
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     datasets.register(squares)
-
-
-def towers(width: int, more: str = "") -> str:
-    text = f"bert(vocabulary={len(WORDS)}, width={width}, depth=1, heads=2, ffn={width}, positions=8, classes=0)"
-    return f"towers(images=mlp(widths=({width},), classes=1), texts={text}, width={width}{more})"
-
-
-def config_of(home, **more):
-    plain = {
-        "steps": 60,
-        "batch_size": 16,
-        "student": {"model": towers(16)},
-        "teachers": {"big": {"model": towers(32), "steps": 120}},
-        "objective": {"affinity": {}, "contrastive": {}},
-        "task": {"contrastive": {}},
-        "optimizer": "adamw()",
-        "rate": "cosine(start=0.01)",
-        "data": {"name": "squares", "tokens": sentences(home, 8)},
-        "evaluate": {"every": 30, "batch_size": 16, "layers": ()},
-        "logging": {"tensorboard": False},
-        "mesh": {"data": 1},
-    }
-    return make(**plain | more)
 
 
 def test_a_student_is_measured_by_retrieval_beside_its_teacher_and_control(home):

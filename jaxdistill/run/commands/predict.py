@@ -22,6 +22,7 @@ examples:
   jaxdistill predict runs/reviews --input new.csv --output predicted.csv
   jaxdistill predict runs/reviews --model control --input new.jsonl --output predicted.jsonl --text body
   jaxdistill predict runs/pets --input photos/ --output predicted.parquet
+  jaxdistill predict runs/clip --input photos/ --output predicted.csv --classes "cat,dog" --template "a photo of a {}"
 """
 
 
@@ -40,6 +41,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", default=(), metavar="COLUMN,...", type=columns, help="columns of texts")
     parser.add_argument("--image", default=(), metavar="COLUMN", type=columns, help="column of images")
     parser.add_argument("--features", default=(), metavar="COLUMN,...", type=columns, help="columns of numbers")
+    parser.add_argument("--classes", default=(), metavar="NAME,...", type=columns, help="classify images by these "
+                        "texts (zero-shot); for a model of images and texts")  # fmt: skip
+    parser.add_argument("--template", default=[], metavar="TEXT", action="append", help="text of a class, with {} for "
+                        "its name, such as 'a picture of a {}'; may be repeated; default: the name")  # fmt: skip
     parser.add_argument("--encoding", default="utf-8", help="encoding of the input, such as latin-1; default: utf-8")
     parser.add_argument("--delimiter", default="", help="character between values of a CSV file; default: a comma")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
@@ -47,6 +52,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> int:
+        if options.template and not options.classes:
+            raise ConfigError("--template", "is a text of a class, and --classes is not set. Set both, or neither.")
         if options.run.is_file():
             raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
         from jaxdistill.run.output_checks import check_output
@@ -61,6 +68,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         named = {"text": options.text, "image": options.image, "features": options.features}
         chosen = {argument: names for argument, names in named.items() if names}
         text_format = TextFormat(options.encoding, options.delimiter)
+        if options.classes:
+            names = tuple(name.strip() for name in options.classes)
+            predictor = predictor.zero_shot(names, tuple(options.template) or ("{}",))
         count = predict_file(predictor, options.input, options.output, chosen, text_format)
         seconds = time.perf_counter() - start
         sys.stdout.write(f"{count:,} records in {seconds:.1f} s; predictions are in {options.output}\n")

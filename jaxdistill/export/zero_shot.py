@@ -1,0 +1,113 @@
+"""Classify images by texts that name the classes, without examples of the classes (zero-shot classification).
+
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021 (arxiv.org/abs/2103.00020).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.export.predictions import Predictions, PredictsRecords
+
+PLACE = "{}"  # stands for the name of a class in a template
+
+
+class ZeroShotClassifier:
+    """A model of images and texts that is used as a classifier, whose classes are texts.
+
+        p(class | image) = softmax(scale * cos(image embedding, class vector))
+
+    The vector of a class is the mean of the embeddings of its texts, one for each template, each of unit norm. The
+    classifier has the methods and properties of a `Predictor` that files of images need.
+
+    Args:
+        predictor: a trained model with two towers, such as `jaxdistill.load("runs/pairs")`.
+        classes: names of the classes, in order, such as ("cat", "dog").
+        templates: texts in which `{}` stands for the name of a class, such as "a picture of a {}".
+
+    Raises:
+        ConfigError: the model does not read images and one text; there are fewer than two classes, or an empty or
+            repeated one; or a template lacks `{}`.
+    """
+
+    def __init__(self, predictor: PredictsRecords, classes: Sequence[str], templates: Sequence[str] = (PLACE,)):
+        self._predictor, self.class_names = predictor, tuple(classes)
+        about = predictor.about
+        if len(predictor.text_fields) != 1 or "image" not in about.inputs:
+            problem = "classes are texts, which only a model of images and texts can compare with an image"
+            raise ConfigError("--classes", f"{problem}. Choose a run with two towers, or leave it out.")
+        check_classes(classes, templates)
+        texts = [template.replace(PLACE, name) for name in classes for template in templates]
+        (self._field,), (shape, dtype) = predictor.text_fields, about.inputs["image"]
+        blank = np.zeros(shape, dtype)
+        embeddings = predictor.predict([{self._field: text, "image": blank} for text in texts]).text_embeddings
+        if embeddings is None:
+            raise ConfigError(
+                "--classes", "the model has no text tower. Choose a run with two towers, or leave it out."
+            )
+        units = _unit(embeddings).reshape(len(self.class_names), len(templates), -1)
+        self._vectors = _unit(units.mean(1))  # [classes, width]
+        self.about = about._replace(texts=[], columns={k: v for k, v in about.columns.items() if k == "image"})
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Return the fields of a record that hold texts: none, since the texts are those of the classes."""
+        return ()
+
+    def predict(
+        self, records: Sequence[Any] | np.ndarray, batch_size: int | None = None, first: int = 0
+    ) -> Predictions:
+        """Predict the class of each image.
+
+        Args:
+            records: image arrays `[height, width, channels]`, paths of image files, or dicts with the field `image`.
+            batch_size: rows of a batch, see `Predictor.predict`.
+            first: number of the first record, for error messages.
+
+        Raises:
+            ConfigError: a record has no image, or a wrong one; the message says which.
+        """
+        if isinstance(records, str | bytes | Mapping):
+            raise ConfigError("records", f"a {type(records).__name__} is one record; give a list, such as [record].")
+        image = lambda record: record if isinstance(record, Mapping) else {"image": record}
+        rows = [{**image(record), self._field: ""} for record in records]
+        found = self._predictor.predict(rows, batch_size, first)
+        assert found.embeddings is not None and found.scale is not None  # it has two towers
+        logits = found.scale[:, None] * (_unit(found.embeddings) @ self._vectors.T)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        predicted = logits.argmax(1)
+        return Predictions(
+            predicted=predicted,
+            labels=[self.class_names[number] for number in predicted],
+            probabilities=probabilities,
+            confidence=probabilities.max(1),
+            embeddings=found.embeddings,
+        )
+
+
+def check_classes(classes: Sequence[str], templates: Sequence[str]) -> None:
+    """Require that texts can name classes: two or more, all different, and templates with a place for the name.
+
+    Raises:
+        ConfigError: one of these does not hold; the message names the option of the command.
+    """
+    if isinstance(classes, str) or len(classes) < 2:
+        raise ConfigError("--classes", f"{classes!r}: give the names of two classes or more.")
+    if empty := [name for name in classes if not isinstance(name, str) or not name.strip()]:
+        raise ConfigError("--classes", f"{empty[0]!r} names no class. Give a text for each class.")
+    if twice := next((name for name in classes if list(classes).count(name) > 1), ""):
+        raise ConfigError("--classes", f"{twice!r} is there twice. Give each class once.")
+    if isinstance(templates, str) or not templates:
+        raise ConfigError("--template", "there is none. Give at least one text with {} for the name of a class.")
+    if without := [template for template in templates if PLACE not in template]:
+        raise ConfigError("--template", f"{without[0]!r} has no {{}} for the name of a class. Add it.")
+
+
+def _unit(x: Float[np.ndarray, "*rows width"]) -> Float[np.ndarray, "*rows width"]:
+    """Scale vectors to unit norm; a zero vector stays zero."""
+    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(norms == 0, 1, norms)

@@ -1,0 +1,102 @@
+"""Tests of zero-shot classification: classes as texts, by hand and by the command, held-out classes, and mistakes."""
+
+import csv
+
+import numpy as np
+import pytest
+from own_runs import QUIET, command
+from pictured_names import config_of, squares, towers
+
+import jaxdistill
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    datasets.register(squares)
+
+
+@pytest.fixture(scope="module")
+def pairs(home):
+    """Train two towers on pictures of two colours and their names; return the folder of the run."""
+    alone = {"student": {"model": towers(32)}, "teachers": {}, "objective": {"contrastive": {}}, "control": False}
+    jaxdistill.distill(config_of(home, **alone, steps=200), home / "pairs", QUIET)
+    return home / "pairs"
+
+
+def held_out():
+    """Return pictures and names of pairs of colours that the model has not seen, and the numbers of their classes."""
+    records = squares("test")
+    classes = sorted({each["text"] for each in records})
+    return records, classes, np.array([classes.index(each["text"]) for each in records])
+
+
+def test_held_out_classes_are_found_by_their_names_alone(pairs):
+    records, classes, labels = held_out()
+    found = jaxdistill.load(pairs).zero_shot(classes).predict([each["image"] for each in records])
+    accuracy, chance = float(np.mean(found.predicted == labels)), 1 / len(classes)
+    assert accuracy > 4 * chance
+    assert found.labels == [classes[number] for number in found.predicted]
+    swapped = jaxdistill.load(pairs).zero_shot(classes[::-1]).predict([each["image"] for each in records])
+    assert swapped.labels == found.labels  # the order of the classes does not matter
+    turned = [f"{b} {a}" for a, b in (name.split() for name in classes)]
+    others = jaxdistill.load(pairs).zero_shot(turned).predict([each["image"] for each in records])
+    assert float(np.mean(others.predicted == labels)) < accuracy / 2  # other names, other answers
+
+
+def test_probabilities_are_those_of_the_cosines_with_the_mean_of_the_templates(pairs):
+    records, classes, _ = held_out()
+    predictor, templates = jaxdistill.load(pairs), ("{}", "{} {}")
+    pictures = [each["image"] for each in records[:5]]
+    found = predictor.zero_shot(classes, templates).predict(pictures)
+    unit = lambda x: np.float64(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+    blank = np.zeros_like(pictures[0])
+    vectors = np.zeros((len(classes), found.embeddings.shape[1]))
+    for template in templates:
+        texts = [{"image": blank, "text": template.replace("{}", name)} for name in classes]
+        vectors += unit(predictor.predict(texts).text_embeddings)
+    whole = predictor.predict([{"image": picture, "text": "a"} for picture in pictures])
+    logits = whole.scale[:, None] * (unit(whole.embeddings) @ unit(vectors).T)
+    wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.probabilities, wanted, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.confidence, found.probabilities.max(1))
+    assert np.abs(predictor.zero_shot(classes).predict(pictures).probabilities - wanted).max() > 1e-3
+
+
+def test_the_command_classifies_a_file_of_images(pairs, tmp_path, capsys):
+    records, classes, _ = held_out()
+    np.savez(tmp_path / "images.npz", image=np.stack([each["image"] for each in records]))
+    words = ("--input", tmp_path / "images.npz", "--output", tmp_path / "out.csv", "--classes", ", ".join(classes))
+    assert command("predict", pairs, *words) == 0, capsys.readouterr().err
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = jaxdistill.load(pairs).zero_shot(classes).predict([each["image"] for each in records])
+    assert [row["prediction"] for row in rows] == found.labels and rows[0].keys() == {"prediction", "confidence"}
+    assert command("predict", pairs, *words, "--overwrite", "--template", "a") == 2
+    assert "--template: 'a' has no {} for the name of a class" in capsys.readouterr().err
+    assert command("predict", pairs, *words[:4], "--overwrite", "--template", "a {}") == 2
+    assert "--template: is a text of a class, and --classes is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "templates", "said"),
+    [
+        ((), ("{}",), "give the names of two classes or more"),
+        (("a",), ("{}",), "give the names of two classes or more"),
+        ("ab", ("{}",), "give the names of two classes or more"),
+        (("a", " "), ("{}",), "' ' names no class"),
+        (("a", "b", "a"), ("{}",), "'a' is there twice"),
+        (("a", "b"), (), "there is none. Give at least one text with {}"),
+        (("a", "b"), ("c",), "'c' has no {} for the name"),
+    ],
+)
+def test_wrong_classes_and_templates_are_named(pairs, classes, templates, said):
+    with pytest.raises(ConfigError) as error:
+        jaxdistill.load(pairs).zero_shot(classes, templates)
+    assert said in str(error.value) and error.value.path in ("--classes", "--template")
+
+
+def test_a_model_without_two_towers_has_no_such_classes(trained):
+    with pytest.raises(ConfigError, match=r"--classes: classes are texts, .* Choose a run with two towers"):
+        jaxdistill.load(trained("mlp")).zero_shot(("a", "b"))

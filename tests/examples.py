@@ -14,10 +14,11 @@ import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill.core.schedules import Horizon, Scalar, resolve
+from jaxdistill.core.schedules import Horizon
+from jaxdistill.run.parts import step_converters
 
 HORIZON = Horizon(steps=100, epoch=10.0)
-TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}
+TIMED = step_converters(HORIZON)
 
 
 class Example(NamedTuple):
@@ -169,6 +170,10 @@ STEPS = {
     "averaged": [
         Example("averaged(momentum=0.9)", alike=True),
         Example("averaged(momentum=linear(start=0.0, end=1.0), every=3)", alike=True),
+    ],
+    "batch_selection": [
+        Example("batch_selection(loss=cross_entropy(), share=0.5)"),
+        Example("batch_selection(loss=kd(temperature=2.0), share=0.75, by='hard')"),
     ],
     "ewc": [Example("ewc(weight=10.0, every=3)")],
     "gradnorm": [Example(f"gradnorm({TASKS})")],

@@ -33,6 +33,18 @@ MISTAKES = {
         "give one for each",
     ),
     "an unknown step": (["step=ofline()"], "step", "'ofline'", "Did you mean 'offline'?"),
+    "selected rows that are no whole number": (
+        ["step=batch_selection(loss=cross_entropy(), share=0.3)"],
+        "step",
+        "0.3 of 32 rows are 9.6 selected rows",
+        "Choose a share or a batch_size that gives a multiple of 1",
+    ),
+    "a step with a loss that is none": (
+        ["step=batch_selection(loss=4, share=0.5)"],
+        "step",
+        "4 is no loss",
+        "Give the spec string of one of",
+    ),
     "an unknown transform": (["data.augment=('shft(pixels=1)',)"], "data.augment", "'shft'", "Did you mean 'shift'?"),
     "an unknown selection": (["data.select=radom(share=0.1)"], "data.select", "'radom'", "Did you mean 'random'?"),
     "a share of nothing": (

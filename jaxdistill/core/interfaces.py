@@ -307,6 +307,7 @@ class Step(NamedTuple):
     trained_teachers: indices of the teachers that the algorithm changes; these may start from random values
     generated_streams: names of streams that the algorithm generates from the stream `train`, with the same fields and
         shapes, such as texts that the student generates; loss terms may read them
+    share: fraction of the rows of a batch on which the algorithm trains; below 1 if it selects rows
     """
 
     init: StepInit
@@ -316,3 +317,4 @@ class Step(NamedTuple):
     evolve_teachers: EvolveTeachers | None = None
     trained_teachers: frozenset[int] = frozenset()
     generated_streams: frozenset[str] = frozenset()
+    share: float = 1.0

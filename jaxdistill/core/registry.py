@@ -98,6 +98,9 @@ HINTS = {  # (kind of part, argument that users expect) -> where it is
 }
 Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
 
+NO_SPECS = (int, float, complex, bool, bytes, tuple, type(None))  # types of literals
+BUILDERS: dict[str, "Registry"] = {}  # full name of a type -> the registry whose factories build it
+
 
 class Registry:
     """The registered factories (functions that build an object) of one kind, such as all losses, by function name.
@@ -112,6 +115,8 @@ class Registry:
     def __init__(self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None, built: str = ""):
         self.kind, self._check, self._built = kind, check, built
         self.factories: dict[str, Callable[..., Any]] = {}
+        if built:
+            BUILDERS[built] = self
 
     def register[F: Callable[..., Any]](self, factory: F) -> F:
         """Add a factory under the name of its function; can be used as a decorator.
@@ -194,13 +199,13 @@ class Registry:
             raise ConfigError(path, f"{text!r}: {error}. Arguments: {list_arguments(arguments) or 'none'}.") from None
         for name, value in bound.arguments.items():
             annotation, where = signature.parameters[name].annotation, f"{path}: {spec.name}({name}=...)"
-            is_part = self._built and _full_name(annotation) == self._built  # such as a model that is part of another
-            if is_part and not isinstance(value, str | Spec):
-                cure = f"Give the spec string of one of {', '.join(self)}"
-                raise ConfigError(where, f"{value!r} is no {self.kind}. {cure}.")
+            builder = BUILDERS.get(_full_name(annotation))  # the argument is a part itself, such as a loss in a loss
+            if builder and name not in spec.added and type(value) in NO_SPECS:
+                cure = f"Give the spec string of one of {', '.join(builder)}"
+                raise ConfigError(where, f"{value!r} is no {builder.kind}. {cure}.")
             if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, where)
-            elif is_part:
+            elif builder is self:
                 bound.arguments[name] = self.build(value, where)
             elif not _matches(value, annotation):
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): {_mismatch(value, annotation)}")

@@ -219,22 +219,27 @@ def build_parts(config: Config, components: Components, teachers: Mapping[str, T
         "objective": combined,
         "optimizer": freeze(components.optimizer, "student", student.locked),
     }
-    step = registry.steps.build(step_spec(config, arguments), "step", schedule_converters(horizon))
+    step = registry.steps.build(step_spec(config, arguments), "step", step_converters(horizon))
     return Parts(student, teacher_values, components, combined, step)
 
 
-def schedule_converters(horizon: Horizon) -> dict[Any, Callable[[Any, str], Any]]:
-    """Return the converters with which `registry.steps.build` makes schedules from config values.
+def step_converters(horizon: Horizon) -> dict[Any, Callable[[Any, str], Any]]:
+    """Return the converters with which `registry.steps.build` makes schedules and loss terms from config values.
 
-    They apply to arguments of a training algorithm that may be a number or a schedule (type `Scalar`).
+    They apply to arguments of a training algorithm that may be a number or a schedule (type `Scalar`), and to those
+    that are loss terms (type `Term`).
 
     Args:
         horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
 
     Returns:
-        `{Scalar: (value, config key) -> schedule}`; the value is a number, or a spec such as "linear(start=8, end=2)".
+        `{type: (value, config key) -> schedule or term}`; the value is a number, or a spec such as
+        "linear(start=8, end=2)" or "contrastive()".
     """
-    return {Scalar: lambda value, where: resolve(value, horizon, where)}
+    return {
+        Scalar: lambda value, where: resolve(value, horizon, where),
+        Term: lambda value, where: build_loss(value, where, horizon),
+    }
 
 
 def step_spec(config: Config, arguments: Mapping[str, Any]) -> Spec:

@@ -73,6 +73,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.own_models_can_be_evaluated,
         terms.terms_have_gradients,
         terms.masks_are_no_outputs,
+        stage.selected_rows_divide,
         stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,

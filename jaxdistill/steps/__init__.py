@@ -4,6 +4,7 @@ To add a step, add a module to this folder and import it below; the import regis
 """
 
 from jaxdistill.steps import averaged as averaged
+from jaxdistill.steps import batch_selection as batch_selection
 from jaxdistill.steps import ewc as ewc
 from jaxdistill.steps import gradnorm as gradnorm
 from jaxdistill.steps import meta as meta

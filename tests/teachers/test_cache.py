@@ -118,6 +118,7 @@ def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taugh
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=4))"}}}, "objective.kd", "which is 2"),
         ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
+        ({"step": "batch_selection(loss=kd(), share=0.5)"}, "step", "which drawn classes do not tell"),
     ],
 )
 def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, said):

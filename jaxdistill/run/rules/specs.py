@@ -3,13 +3,16 @@
 A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
 """
 
+import inspect
+
 from jaxdistill.core import manifest, registry, seal
 from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.core.spec import parse
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
-from jaxdistill.run.parts import build_quantizer, schedule_converters, step_spec
+from jaxdistill.run.parts import build_quantizer, step_converters, step_spec
 from jaxdistill.run.views import StageConfigView
 from jaxdistill.teachers.cache import parse_encoding
 from jaxdistill.teachers.load import checkpoint_error
@@ -47,7 +50,7 @@ def step_is_known(view: StageConfigView) -> None:
     """Require that the training algorithm (config key `step`) exists and takes the arguments that the config sets."""
     placeholders = {"student": None, "teachers": (), "objective": None, "optimizer": None}  # bound, not called
     horizon = Horizon(view.config.steps, view.config.steps)
-    registry.steps.bind(step_spec(view.config, placeholders), "step", schedule_converters(horizon))
+    registry.steps.bind(step_spec(view.config, placeholders), "step", step_converters(horizon))
 
 
 def models_are_known(view: StageConfigView) -> None:
@@ -155,12 +158,18 @@ def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
     """Require that loss terms stay unbiased if a cache holds classes drawn from the teacher's distribution, not logits.
 
     The gradient of a term is unbiased if the term is linear in the teacher's probabilities, uses the temperature at
-    which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`).
+    which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`). A training algorithm
+    that computes the teacher's own loss needs all its logits.
     """
+    factory = registry.steps[parse(view.config.step, "step").name]
+    scores_teachers = Term in inspect.get_annotations(factory, eval_str=True).values()
     for teacher in view.teacher_configs.values():
         if not teacher.cache:
             continue
         encoding = parse_encoding(teacher.cache, f"{teacher.path}.cache")
+        if encoding.draws and scores_teachers:
+            problem = f"{view.config.step!r} needs the teacher's loss on each row, which drawn classes do not tell"
+            raise ConfigError("step", f"{problem}. Cache outputs(...) of {teacher.path}.")
         for name, (term, *_) in view.components.terms.items():
             if not encoding.draws or "teacher" not in term.needs:
                 continue

@@ -197,6 +197,18 @@ def _wrong_update(state: TrainState, out: Any) -> str:
     return ""
 
 
+def selected_rows_divide(view: StageView) -> None:
+    """Require that the rows on which a training algorithm trains are split evenly over devices and microbatches.
+
+    Most algorithms train on all rows of a batch, which other rules check. See `Step.share`.
+    """
+    share, rows = view.parts.step.share, view.config.batch_size
+    split = view.mesh.shape["data"] * view.mesh.shape["fsdp"] * view.config.accumulate
+    if (share < 1 and abs(share * rows - round(share * rows)) > 1e-6) or round(share * rows) % split:
+        cure = f"Choose a share or a batch_size that gives a multiple of {split} (mesh.data x mesh.fsdp x accumulate)"
+        raise ConfigError("step", f"{share:g} of {rows} rows are {share * rows:g} selected rows. {cure}.")
+
+
 def step_initialises(view: StageView) -> None:
     """Require that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 

@@ -256,6 +256,12 @@ MODELS = {
             "resnet_imagenet(widths=(8,), depths=(2,), classes=5, stem=4, channels=1)", hidden_states=2, statistics=True
         )
     ],
+    "dinov2": [
+        Example("dinov2(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
+        Example(
+            "dinov2(patch=4, width=8, depth=1, heads=2, classes=5, image=12, channels=1, registers=2)", hidden_states=2
+        ),
+    ],
     "deit": [
         Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
     ],

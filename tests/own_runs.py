@@ -22,6 +22,7 @@ FAMILIES = {  # (model, data, tokens)
     "resnet_imagenet": ("resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=3, stem=8, channels=1)", IMAGES, ""),
     "efficientnet_lite": ("efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=3)", IMAGES, ""),
     "vit": ("vit(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1)", IMAGES, ""),
+    "dinov2": ("dinov2(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1, registers=1)", IMAGES, ""),
     "deit": ("deit(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1)", IMAGES, ""),
     "bert": ("bert(vocabulary={vocabulary}, width=16, depth=1, heads=2, ffn=24, classes=2)", TEXTS, "sentences"),
     "decoder": (

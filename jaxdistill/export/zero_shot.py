@@ -74,9 +74,9 @@ class ZeroShotClassifier:
             raise ConfigError("records", f"a {type(records).__name__} is one record; give a list, such as [record].")
         image = lambda record: record if isinstance(record, Mapping) else {"image": record}
         rows = [{**image(record), self._field: ""} for record in records]
-        found = self._predictor.predict(rows, batch_size, first)
-        assert found.embeddings is not None and found.scale is not None  # it has two towers
-        logits = found.scale[:, None] * (_unit(found.embeddings) @ self._vectors.T)
+        outputs = self._predictor.predict(rows, batch_size, first)
+        assert outputs.embeddings is not None and outputs.scale is not None  # it has two towers
+        logits = outputs.scale[:, None] * (_unit(outputs.embeddings) @ self._vectors.T)
         powers = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
         predicted = logits.argmax(1)
@@ -85,7 +85,7 @@ class ZeroShotClassifier:
             labels=[self.class_names[number] for number in predicted],
             probabilities=probabilities,
             confidence=probabilities.max(1),
-            embeddings=found.embeddings,
+            embeddings=outputs.embeddings,
         )
 
 

@@ -5,6 +5,7 @@ from jaxdistill.models import clip as clip
 from jaxdistill.models import cosine_head as cosine_head
 from jaxdistill.models import dcn as dcn
 from jaxdistill.models import decoder as decoder
+from jaxdistill.models import dinov2 as dinov2
 from jaxdistill.models import efficientnet as efficientnet
 from jaxdistill.models import gpt2 as gpt2
 from jaxdistill.models import mlp as mlp

@@ -122,7 +122,7 @@ def test_every_config_line_is_one(part):
             KINDS[path].build(spec, path)
         else:
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
-            registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)
+            registry.steps.bind(Spec(spec.name, (), spec.kwargs, given), path, examples.TIMED)
     assert name in named, "the line shows another part"
 
 

@@ -98,7 +98,11 @@ DISK = {  # names of a vision transformer in memory, and on disk since 2021
 
 
 def on_disk(name: str) -> str:
-    for memory, disk in DISK.items() if name.startswith(("vit.", "deit.")) else ():
+    if name.startswith("dinov2"):
+        names = {key: disk for key, disk in DISK.items() if key.startswith("attention")}
+    else:
+        names = DISK if name.startswith(("vit.", "deit.")) else {}
+    for memory, disk in names.items():
         name = re.sub(memory, disk, name)
     return name
 
@@ -114,13 +118,27 @@ def made(model: torch.nn.Module, image: np.ndarray, said: Callable[[Any], Mappin
     return Published(model, on_disk), config, {"image": image}, run
 
 
-def transformer(kind: str, **settings: Any):
+TITLES = {
+    "vit": "ViTForImageClassification",
+    "deit": "DeiTForImageClassificationWithTeacher",
+    "dinov2": "Dinov2ForImageClassification",
+    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
+}
+CONFIGS = {
+    "vit": "ViTConfig",
+    "deit": "DeiTConfig",
+    "dinov2": "Dinov2Config",
+    "dinov2_with_registers": "Dinov2WithRegistersConfig",
+}
+
+
+def transformer(kind: str, side: int = 32, **settings: Any):
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     every = sizes | {"image_size": 32, "patch_size": 8, "num_labels": 5, "attn_implementation": "eager"} | settings
-    config = {"vit": transformers.ViTConfig, "deit": transformers.DeiTConfig}[kind](**every)
-    title = {"vit": "ViTForImageClassification", "deit": "DeiTForImageClassificationWithTeacher"}[kind]
+    config = getattr(transformers, CONFIGS[kind])(**every)
+    title = TITLES[kind]
     model = getattr(transformers, title)(config)
     states = []
     getattr(model, kind).layernorm.register_forward_hook(lambda module, args, out: states.append(out))
@@ -130,7 +148,7 @@ def transformer(kind: str, **settings: Any):
         every |= {f"attention/{n}": x for n, x in enumerate(out.attentions)}
         return every | {"embedding": states[-1][:, 0]}
 
-    return made(model, images(2, 32), said, output_attentions=True)
+    return made(model, images(2, side), said, output_attentions=True)
 
 
 def resnet(**settings: Any):
@@ -151,6 +169,10 @@ REFERENCES = {
     "vit": partial(transformer, "vit"),
     "vit_variant": partial(transformer, "vit", hidden_act="gelu_new", qkv_bias=False, layer_norm_eps=1e-6),
     "deit": partial(transformer, "deit"),
+    "dinov2": partial(transformer, "dinov2", mlp_ratio=2, layerscale_value=0.5),
+    "dinov2_registers": partial(transformer, "dinov2_with_registers", mlp_ratio=2, num_register_tokens=3),
+    "dinov2_larger": partial(transformer, "dinov2", side=48, mlp_ratio=2, layerscale_value=0.5),  # other positions
+    "dinov2_smaller": partial(transformer, "dinov2_with_registers", side=24, mlp_ratio=2, num_register_tokens=3),
     "resnet_bottleneck": resnet,
     "resnet_variant": partial(resnet, downsample_in_bottleneck=True, downsample_in_first_stage=True),
     "resnet_basic": partial(resnet, layer_type="basic", hidden_sizes=[8, 16]),

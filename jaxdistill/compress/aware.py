@@ -313,7 +313,7 @@ def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:
     damping = 1 / math.sqrt(rows.shape[-1] * start.high)  # section 2.2 of the paper
     factor = jnp.exp(log_factor)[..., None]
     damped = jax.lax.stop_gradient(factor) + damping * (factor - jax.lax.stop_gradient(factor))
-    is_zero = (jax.lax.stop_gradient(rows) == 0).all(-1, keepdims=True)  # such as padding: its scale is of no use
+    is_zero = (jax.lax.stop_gradient(rows) == 0).all(-1, keepdims=True)  # a scale of padding would be of no use
     scales = jnp.where(is_zero, 1.0, start.scales[..., 0]) * damped
     clipped = jnp.clip(rows / scales, start.low, start.high)
     return straight_through(clipped, jnp.round(clipped)) * scales

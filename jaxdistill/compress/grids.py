@@ -98,7 +98,7 @@ def _q8_0(rows: Array) -> Rounded:
     scales = jnp.max(jnp.abs(blocks), -1, keepdims=True) / 127
     inverse = jnp.where(scales == 0, 0, 1 / scales)
     scaled = blocks * inverse
-    away = jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + 0.5)  # halves away from zero
+    away = jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + 0.5)  # round halves away from zero
     return Rounded(away, _in_float16(scales), -127, 127)
 
 

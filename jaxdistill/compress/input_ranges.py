@@ -12,8 +12,8 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.marked_arrays import Combine
 from jaxdistill.core.types import Array, RowsLike, Variables
 
-MOMENTUM = 0.99  # of the running range of inputs, as in TensorFlow's fake_quant
-WIDEST = Combine(  # of the ranges of two products of one weight
+MOMENTUM = 0.99  # decay of the running range of inputs, as in TensorFlow's fake_quant
+WIDEST = Combine(  # combines the ranges of two products with the same weight
     lambda a, b: jnp.stack([jnp.minimum(a[..., 0], b[..., 0]), jnp.maximum(a[..., 1], b[..., 1])], -1),
     lambda x: jnp.stack([x[..., 0].min(0), x[..., 1].max(0)], -1),
 )

@@ -41,8 +41,9 @@ from jaxdistill.core.registry import masks
 from jaxdistill.core.types import Array, ByRole, Key, Outputs, Params, PyTree, RowsLike, State, Variables
 
 PATH, ROLE = "student.masks", "student"
-MOMENTUM = 0.99  # of the running mean of squared inputs
-ADDED = Combine(lambda a, b: a + b, lambda x: x.sum(0))  # squared inputs of two products of one weight
+MOMENTUM = 0.99  # decay of the running mean of squared inputs
+# combines the squared inputs of two products with the same weight
+ADDED = Combine(lambda a, b: a + b, lambda x: x.sum(0))
 
 Scores = Callable[[str, Array, Mapping[str, Array]], Array]  # (name, kernel, state of the model) -> scores
 
@@ -124,7 +125,8 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: there are no such kernels, or the number of inputs of one is not a multiple of `of`.
         """
-        trained = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}  # others are locked
+        # the other kernels are locked
+        trained = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}
         kernels = {name: x for name, x in trained.items() if x.ndim > 1 and re.search(self.only, name)}
         if not kernels:
             raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(trained))}.")

@@ -18,7 +18,7 @@ from jaxdistill.core.marked_arrays import Collected, Combine
 from jaxdistill.core.types import Array, RowsLike, Variables
 
 SUM = Combine(lambda a, b: a + b, lambda x: x.sum(0))
-INFLUENCE, COUNT = "layers", "count"  # names of sums beside those of the axes
+INFLUENCE, COUNT = "layers", "count"  # names of the sums that belong to no axis
 
 
 def unit_scores(

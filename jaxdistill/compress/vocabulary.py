@@ -193,5 +193,5 @@ def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int
         seal.write_text(draft / "tokenizer.json", text)
         seal.write_text(draft / VOCABULARY, json.dumps({"ids": list(ids), "size": size}))
         seal.seal_folder(draft)
-        for name in VOCABULARY_FILES:  # the seal first: it does not fit the old files that a kill may leave
+        for name in VOCABULARY_FILES:  # the seal first, so that after a kill it does not fit the old files
             (draft / name).replace(folder / name)

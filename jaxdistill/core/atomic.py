@@ -19,7 +19,7 @@ def new_file(file: Path) -> Iterator[Path]:
         file: the file; its folder is created if it is missing.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{secrets.token_hex(8)}.tmp")  # processes of several hosts share a number
+    draft = file.with_name(f".{secrets.token_hex(8)}.tmp")  # processes on several hosts may have the same process id
     try:
         yield draft
         draft.replace(file)

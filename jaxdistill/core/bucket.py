@@ -107,7 +107,7 @@ def require_writable(address: str, option: str) -> None:
         file.unlink()
     except ConfigError:
         raise
-    except Exception as error:  # of a library of the network, or of the service, each in its own words
+    except Exception as error:  # messages of network libraries and services differ, so any error counts
         cure = "Check its name, the rights (`gcloud auth application-default login`) and the network"
         problem = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise ConfigError(option, f"{address!r} cannot be written and read ({problem}). {cure}.") from None

@@ -75,7 +75,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if alike := next((each for each in known if each.translate(LOOK_ALIKES) == name.translate(LOOK_ALIKES)), None):
         return f"It has other letters than {alike!r}, which looks alike: {name!a}, {alike!a}."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    known_texts = (each if each == each.strip() and each else repr(each) for each in known)  # blanks are not seen
+    # otherwise blanks at the ends would be invisible
+    known_texts = (each if each == each.strip() and each else repr(each) for each in known)
     return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known_texts) or "none") + "."
 
 
@@ -99,7 +100,7 @@ def message_of(error: BaseException) -> str:
     line number of that code are appended.
     """
     text = " ".join(text_of(error).strip().split("\n\n")[0].split()) or type(error).__name__
-    if _is_of_tracing(error):  # the text of JAX explains how it traces
+    if _is_of_tracing(error):  # drop the part in which JAX explains tracing
         cure = "Use jnp instead of np, and jnp.where instead of if and while"
         text = f"a value is used in Python or NumPy that is only known when the program runs. {cure}"
     text = textwrap.shorten(text, 400, placeholder=" ...")

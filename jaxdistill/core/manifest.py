@@ -75,7 +75,8 @@ def manifests(folder: Path) -> dict[int, CheckpointManifest]:
         try:
             if (place / "steps" / file.stem).is_dir():
                 manifest = seal.read(file, {"arrays": dict[str, list], "metrics": dict})
-                is_own = manifest.get("step", int(file.stem)) == int(file.stem)  # else the file of another step
+                # a manifest that names another step was moved here
+                is_own = manifest.get("step", int(file.stem)) == int(file.stem)
                 if not (is_own and _is_well_formed(manifest)):
                     raise DamageError(f"{file} is damaged, or of another step")
                 by_step[int(file.stem)] = manifest

@@ -42,7 +42,7 @@ def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
     """
     silence_abandoned_work()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        warnings.simplefilter("ignore", RuntimeWarning)  # warnings about coroutines that were never awaited
         problem, result = "", None
         try:
             result = read()
@@ -53,7 +53,7 @@ def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
         if problem:
             gc.collect()
     failures = _processes_where(bool(problem))
-    if failures:  # all processes must go on alike
+    if failures:  # all processes must take the same branch
         return [problem or f"it cannot be read by {failures} of {jax.process_count()} processes"], None
     return [], result
 

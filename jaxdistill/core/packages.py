@@ -55,7 +55,7 @@ def cached_wheel(requirement: str) -> Path:
 def _is_as_fetched(folder: Path) -> bool:
     try:
         seal.check_folder(folder)
-    except FileNotFoundError:  # of an earlier version
+    except FileNotFoundError:  # downloaded by an earlier version, without a seal
         return True
     except DamageError as error:
         note_damage(error)

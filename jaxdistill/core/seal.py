@@ -38,7 +38,7 @@ def write(file: Path | BucketPath, content: Mapping[str, Any]) -> None:
         file: the file; its folder is created if it is missing.
         content: JSON data.
     """
-    plain = json.loads(json.dumps(dict(content)))  # as a reader gets it: lists for tuples, texts as keys
+    plain = json.loads(json.dumps(dict(content)))  # as JSON returns it: tuples become lists, and keys texts
     write_text(file, json.dumps({**plain, SEAL: _checksum(plain)}) + "\n")
 
 

@@ -67,7 +67,8 @@ def keyed(places: np.ndarray, seed: int, epoch: int, records: int) -> np.ndarray
     half = np.uint64(max(1, -(-(records - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
     shuffled = _encrypted(places.astype(np.uint64), keys, half, mask)
-    while (outside := shuffled >= records).any():  # a quarter of all numbers at least are inside
+    # at least a quarter of the numbers are below `records`, so few rounds are needed
+    while (outside := shuffled >= records).any():
         shuffled[outside] = _encrypted(shuffled[outside], keys, half, mask)
     return shuffled.astype(np.int64)
 

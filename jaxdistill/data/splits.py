@@ -114,7 +114,7 @@ def choose_held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
     chosen = np.zeros(len(classes), bool)
     _, first, records = np.unique(classes, return_index=True, return_counts=True)
     counts, rest = np.floor(share * records).astype(int), share * records % 1
-    most_left = np.lexsort((draws[first], -rest))  # classes by what rounding down leaves out, equal ones at random
+    most_left = np.lexsort((draws[first], -rest))  # largest remainder first; ties in random order
     counts[most_left[: round(share * len(classes)) - counts.sum()]] += 1
     for number, count, available in zip(classes[first], counts, records, strict=True):
         rows = np.flatnonzero(classes == number)

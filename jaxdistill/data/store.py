@@ -121,7 +121,7 @@ def write_shard(folder: Path, manifest: StoreManifest, number: int, columns: Map
         with contextlib.closing(ArrayRecordWriter(str(draft), "group_size:1,uncompressed")) as writer:
             for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
                 writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
-        _seal_file(folder, number).unlink(missing_ok=True)  # of a damaged shard, which is replaced
+        _seal_file(folder, number).unlink(missing_ok=True)  # the seal of a damaged shard, which is replaced
     seal.seal_file(_shard_file(folder, number), _about_shard(manifest, number))
 
 

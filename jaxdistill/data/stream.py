@@ -111,7 +111,7 @@ class Batches:
         chosen: np.ndarray | range | Phases | None = None,
     ) -> None:
         self.records, self.batch_size, self.seed = records, batch_size, seed
-        pool = range(len(records)) if chosen is None else chosen  # no array of all numbers
+        pool = range(len(records)) if chosen is None else chosen  # a range, which needs no memory for its numbers
         self.phases = pool if isinstance(pool, Phases) else Phases((pool,), sys.maxsize)
         self.transforms, self.rows, self.stored = tuple(transforms), rows, tuple(stored)
 
@@ -236,7 +236,7 @@ def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
         field: mask.reshape(-1, *[1] * (values.ndim - 1)) * values.astype(np.float32)
         for field, values in record_masks.items()
     }
-    return {**batch, **masks, "index": (index & 0x7FFFFFFF).astype(np.int32)}  # of 2^31 records each has its own
+    return {**batch, **masks, "index": (index & 0x7FFFFFFF).astype(np.int32)}  # unique for up to 2^31 records
 
 
 def _to_32_bit(field: str, column: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxdistill.core import jaxpr
 
-CHECKPOINTS = {"checkpoint", "remat2"}  # operations inside are recomputed, and so count again
+CHECKPOINTS = {"checkpoint", "remat2"}  # primitives whose operations run twice, and so count twice
 
 
 class Flops(NamedTuple):
@@ -71,7 +71,8 @@ class _Counter:
         def number(value: Any) -> int:
             if jaxpr.is_literal(value):
                 return known.setdefault(("literal", str(value.aval), str(value.val)), [next(self.fresh)])[0]
-            return values.setdefault(value, next(self.fresh))  # constants get their number here
+            # a value without a number is a constant; give it the next one
+            return values.setdefault(value, next(self.fresh))
 
         for equation in program.eqns:
             operands = [number(value) for value in equation.invars]

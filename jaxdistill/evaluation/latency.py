@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUNDS, MIN_TURN_SECONDS = 50, 0.02  # how often each model has its turn, and the least seconds of a turn
+ROUNDS, MIN_TURN_SECONDS = 50, 0.02  # turns of each model; shortest turn in seconds
 
 
 class Latency(NamedTuple):

@@ -159,7 +159,8 @@ def calibration(
     correct = (logits.argmax(-1) == labels).ravel()
     valid = broadcast_mask(mask, confidence.shape).ravel()
     confidence = confidence.ravel()
-    index = jnp.searchsorted(jnp.arange(1, bins) / bins, confidence, side="left")  # a row on an edge: the lower bin
+    # a confidence on an edge belongs to the lower bin
+    index = jnp.searchsorted(jnp.arange(1, bins) / bins, confidence, side="left")
     inside = (index[:, None] == jnp.arange(bins)) & valid[:, None]
     count, correct = (jnp.sum(x, 0, dtype=jnp.float32) for x in (inside, inside & correct[:, None]))
     return Calibration(count, jnp.where(inside, confidence[:, None], 0.0).sum(0), correct)

@@ -107,7 +107,7 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np
         right = np.zeros(similar.shape, bool)
         right[here[:, 0] - start, here[:, 1]] = True
         best = np.where(right, similar, -np.inf).max(1, keepdims=True)
-        ranks.append(np.sum(~(similar < best) & ~right, axis=1))  # what is NaN counts as similar
+        ranks.append(np.sum(~(similar < best) & ~right, axis=1))  # a NaN counts as similar, so it never helps a model
     return np.concatenate(ranks)
 
 

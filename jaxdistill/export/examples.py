@@ -12,7 +12,7 @@ from jaxdistill.data.stream import Batch, evaluation_batches, gather, transforme
 from jaxdistill.export.network import Network, Rows
 
 SAMPLES, SAMPLE_ROWS = 256, 32  # training records by which ranges of integers are chosen, and how many at once
-LARGEST_OUTPUTS = 2**29  # bytes of all outputs; fewer test records are used if they were more
+LARGEST_OUTPUTS = 2**29  # most bytes of all outputs; fewer test records are used for larger ones
 
 
 class Examples(NamedTuple):

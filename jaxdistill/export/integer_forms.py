@@ -95,7 +95,7 @@ class _Interpreter:
         for x in operands:
             self._layer = self._layers.get(id(x), self._layer)
         if not any(map(_is_traced, operands)):
-            with jax.ensure_compile_time_eval():  # so that a mask's constant is known where it is used
+            with jax.ensure_compile_time_eval():  # computed now, so that rules see the constant of a mask
                 return bind_equation(equation, operands)
         name, arrays = equation.primitive.name, [*map(_value, operands)]
         with jax.named_scope(self._layer) if self._layer else contextlib.nullcontext():

@@ -224,7 +224,8 @@ def read_arrays(folder: Path, expected: Variables) -> Variables:
         raise DamageError(f"{folder / WEIGHTS} is damaged ({error})") from None
     wanted = {f"{part}/{name}": x for part, of in expected._asdict().items() for name, x in of.items()}
     scalars = {name for name, x in wanted.items() if not x.shape and arrays.get(name, x).shape == (1,)}
-    arrays |= {name: arrays[name].reshape(()) for name in scalars}  # as an earlier version wrote them
+    # an earlier version wrote scalars as vectors of length 1
+    arrays |= {name: arrays[name].reshape(()) for name in scalars}
     is_sealed = WEIGHTS in (seal.read_digests(folder) or {})  # then the run has written what it meant
     for name in wanted if is_sealed else dict.fromkeys((*wanted, *arrays)):
         stored, needed = (_described(each.get(name)) for each in (arrays, wanted))

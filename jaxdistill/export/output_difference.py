@@ -71,6 +71,6 @@ def token_difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarr
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     """Return log-probabilities in float64, `[tokens, vocabulary]`; a row with NaN or plus infinity becomes NaN."""
-    with np.errstate(invalid="ignore"):  # infinite logits
+    with np.errstate(invalid="ignore"):  # inf - inf, where both have an infinite logit
         shifted = np.float64(logits) - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -58,7 +58,7 @@ def predict_file(
         raise ConfigError("--output", f"{str(output)!r} is a folder. Choose a file.")
     if writer is None:
         raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
-    output = output.resolve()  # of a link, the file that it leads to
+    output = output.resolve()  # follow links, so that the target is replaced and not the link
     try:
         place, opened = _open(source, text_format)
         if Path(place).exists() and output.exists() and output.samefile(place):
@@ -133,7 +133,8 @@ def _records(
         TableError: a value is missing or of another type, or an image is broken; the message says where.
     """
     (fields,) = convert_chunks(iter([chunk]), column_names, Classes(), place, first)
-    named = dict(zip(column_names.text_fields(), predictor.text_fields, strict=False))  # by their order
+    # the first given column is the first text, and so on
+    named = dict(zip(column_names.text_fields(), predictor.text_fields, strict=False))
     names = [named.get(field, field) for field in fields]
     records = [dict(zip(names, row, strict=True)) for row in zip(*fields.values(), strict=True)]
     for number, record in enumerate(records, first):

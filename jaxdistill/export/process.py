@@ -94,7 +94,7 @@ def main() -> None:
     """Open the exported file that the command line names, and answer the commands on standard input."""
     runtime, file, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries print to stdout, which carries the answer; send that to stderr
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # also for threads that no option limits
     module = importlib.import_module(f"jaxdistill.export.runtimes.{runtime}")
     run = module.open_file(file, threads)

@@ -25,7 +25,7 @@ from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.layers import dropout, lookup, nudged, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 
-FIELD = "categories"  # field of a batch: rows of the table, `[batch, fields]`
+FIELD = "categories"  # batch field `[batch, fields]`, row numbers of the embedding table
 
 
 class Dcn(nnx.Module):

@@ -48,7 +48,7 @@ def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, stride: int = 1)
 
 
 def _norm(width: int) -> BatchNorm:
-    return BatchNorm(width, momentum=0.99, epsilon=1e-3)  # the published values
+    return BatchNorm(width, momentum=0.99, epsilon=1e-3)  # values of the published code
 
 
 class Block(nnx.Module):

@@ -284,7 +284,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(entry, Mapping) for entry in rope.values()):
         raise ValueError(f"rope_parameters={dict(rope)} has no entry for each kind of layer; use another checkpoint")
     thetas = tuple(rope.get(kind, {}).get("rope_theta", config.get(*old)) for kind, old in THETAS.items())
-    thetas = tuple(thetas[0] if theta is None else theta for theta in thetas)  # null: as in the other layers
+    # null means the value of the other layers
+    thetas = tuple(thetas[0] if theta is None else theta for theta in thetas)
     if other := {entry.get("rope_type", "default") for entry in rope.values() if entry} - {"default"}:
         raise ValueError(f"rope_type={min(other)!r} is not supported, only 'default'; use another checkpoint")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())

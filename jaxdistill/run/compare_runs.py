@@ -27,7 +27,7 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
         ConfigError: a folder holds no finished run, or its run has no such model; or `out` cannot be written.
         DamageError: the results of a run are damaged.
     """
-    model = model.replace("teachers/", "teacher ")  # as `jaxdistill predict` and as the tables name it
+    model = model.replace("teachers/", "teacher ")  # the name in tables, for the name that `jaxdistill predict` takes
     if len({run.resolve() for run in runs}) < len(runs):
         raise ConfigError("RUN", "a run is named twice. Name each once.")
     check_writable(out, "--out")

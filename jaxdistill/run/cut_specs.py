@@ -57,7 +57,8 @@ def source_of(config: Config, cut: Cut) -> tuple[str, str]:
     if (Path(cut.source) / ABOUT).is_file() and not (Path(cut.source) / "config.json").is_file():
         cure = "Models of its family are cut out of a teacher: cut(teacher='NAME')"
         raise ConfigError(PATH, f"{cut.source!r} has no Hugging Face format. {cure}.")
-    head = {name: value for name, value in cut.options.items() if name == "classes"}  # its head may be another one
+    # the student may have another number of classes
+    head = {name: value for name, value in cut.options.items() if name == "classes"}
     return repr(Spec("pretrained", (cut.source,), head)), PATH
 
 

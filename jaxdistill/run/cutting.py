@@ -84,7 +84,7 @@ def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
         return Source(spec, model, jax.device_get(values), form, pretrained.fresh)
     teacher = resolved.live_teacher(cut.teacher, alone=True, plain=True)
     as_trained = resolved.teachers[cut.teacher]
-    is_whole = as_trained.runs and not as_trained.options  # else its variables are not those of its own network
+    is_whole = as_trained.runs and not as_trained.options  # another network would not fit its variables
     values = trained[cut.teacher] if is_whole and cut.teacher in trained else load(teacher, rows)
     return Source(spec, teacher.network, jax.device_get(values), form)
 

@@ -102,7 +102,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
         data = open_data(resolved.data, resolved.teachers.values())
         selection = subset.check_selection(folder, resolved.data, data.chosen)
         workdir.meet()
-        if jax.process_index() == 0:  # after all checks: a refused command changes nothing
+        if jax.process_index() == 0:  # only after all checks, so that a refused command changes nothing
             record |= workdir.write_config(folder, record, source)
             for file, content in {**inputs, **selection}.items():
                 seal.write(file, {**content, "run": record["run"]})

@@ -71,7 +71,7 @@ def rounded_afterwards(
     shapes = Variables(*jax.eval_shape(wrapped.init, jax.random.key(0), rows))
     filled = lambda known, wanted: {n: known.get(n, jnp.zeros(x.shape, x.dtype)) for n, x in wanted.items()}
     values = Variables(filled(variables.params, shapes.params), filled(variables.state, shapes.state))
-    if jax.process_count() == 1:  # several would each calibrate on other records: then each batch has its own ranges
+    if jax.process_count() == 1:  # several processes would calibrate on different records, so ranges stay per batch
         floats = build_model(stage.definition.config.student.model, "student.model", stage.definition.config.dtype)
         values = quantizer.calibrate(floats, values, samples(stage.data, CALIBRATION, data.chosen))
     total = evaluate(wrapped, values, resolved.mesh, stage, data)

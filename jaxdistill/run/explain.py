@@ -30,7 +30,7 @@ from jaxdistill.run.predict import load, results
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.teachers.load import load as load_teacher
 
-UNTRAINED_SEED = 2**20  # of the initial values of the untrained network; no run of a study has it
+UNTRAINED_SEED = 2**20  # seed of the untrained network, which no run of a study uses
 ENOUGH = 3  # networks trained on labels alone, beside which an ordinary control scores about as an untrained network
 
 

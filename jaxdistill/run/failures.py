@@ -124,7 +124,7 @@ def _reads_stdout() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        with contextlib.suppress(OSError):  # else Python complains at its end
+        with contextlib.suppress(OSError):  # otherwise Python prints an error when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
@@ -235,7 +235,7 @@ def _is_lost_process(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
     lines = text_of(error).strip().splitlines()
     if any(line.startswith("Traceback (most recent call last)") or line.endswith("call last):") for line in lines):
-        return lines[-1]  # of what a callback in a compiled program raised; the rest is its traceback
+        return lines[-1]  # the error in the callback, after the lines of its traceback
     return one_line(error)[:2000]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxdistill.core.errors import ConfigError
 
-NAME_BYTES = 255  # of a file name, on most file systems
+NAME_BYTES = 255  # largest length of a file name on most file systems
 BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
@@ -38,7 +38,7 @@ def check_writable(folder: Path, option: str) -> None:
         problem = "is not a folder" if place == folder.absolute() else f"lies below {str(place)!r}, which is no folder"
     else:
         try:
-            with tempfile.TemporaryFile(dir=place):  # only the attempt tells, in /proc or on a network disk
+            with tempfile.TemporaryFile(dir=place):  # in /proc or on a network disk, only an attempt shows it
                 pass
         except OSError:
             problem = f"cannot be written: {str(place)!r} is read-only, no disk, or belongs to another user"

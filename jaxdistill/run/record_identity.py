@@ -68,7 +68,7 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             note(f"{folder / FILE} {state}: it cannot be checked whether the run began with these records")
     workdir.require_one_run(folder, FILE, content)
-    known, inputs = content["contents"], _inputs(data, teachers, config)  # in which all processes meet
+    known, inputs = content["contents"], _inputs(data, teachers, config)  # a collective call: every process makes it
     changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
     if changed:
         texts = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)

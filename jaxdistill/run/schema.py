@@ -89,7 +89,8 @@ def _is_address(v: str) -> bool:
 
 
 def _is_text(v: Any) -> bool:
-    return isinstance(v, str) and not any("\ud800" <= letter <= "\udfff" for letter in v)  # half of a pair: no UTF-8
+    # a lone surrogate cannot be encoded in UTF-8
+    return isinstance(v, str) and not any("\ud800" <= letter <= "\udfff" for letter in v)
 
 
 LIMIT = 2**31  # steps and seeds are int32

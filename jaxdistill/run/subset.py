@@ -18,7 +18,7 @@ from jaxdistill.run import workdir as workdirs
 from jaxdistill.teachers.codec import decode
 
 PATH, ORDER = "data.select", "data.order"
-CHUNK_LOGITS = 2**23  # cached logits that are read at a time
+CHUNK_LOGITS = 2**23  # number of cached logits that are read at once
 
 
 def choose_records(data: Pipeline, records: Records) -> np.ndarray | Phases | None:

@@ -139,7 +139,7 @@ class StageView:
         """
         try:
             return jax.eval_shape(self.parts.step.init, KEY, self.teacher_variables, self.step_batch)
-        except ConfigError:  # it names its key itself
+        except ConfigError:  # the message names its config key itself
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError("step", message_of(error)) from error

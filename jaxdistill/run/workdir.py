@@ -20,7 +20,7 @@ from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.result_file import are_one_run
 
-NAME_DIGITS = 16  # of the random name of a run, in hexadecimal
+NAME_DIGITS = 16  # hexadecimal digits of the random name of a run
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:

@@ -128,7 +128,7 @@ def observe_selected(
         zeros = (Outputs(jnp.zeros((*rows, classes))),) * len(teachers)
         role_params = {**signals.params, "teachers": tuple(values.params for values in frozen)}
         by_stream[stream] = replace(signals, teachers=zeros, params=role_params)
-        if "fusion" in params:  # while the fusion is initialised, only shapes are needed
+        if "fusion" in params:  # only shapes are needed to initialise the fusion
             weights = _weights_without_teachers(objective, stopped, state, by_stream[stream], key)
             outputs = dispatch_rows(teachers, frozen, signals.batch, jnp.argmax(weights, axis=0), key)
             by_stream[stream] = replace(by_stream[stream], teachers=(outputs,) * len(teachers))

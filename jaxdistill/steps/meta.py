@@ -111,7 +111,7 @@ def meta(
     ) -> tuple[Array, Mean]:
         params = ts.params | learned
 
-        @partial(jax.checkpoint, prevent_cse=False)  # a scan merges nothing anyway
+        @partial(jax.checkpoint, prevent_cse=False)  # a scan keeps XLA from merging its iterations
         def descend(pilot: Variables, part: tuple[Array, Batch]) -> tuple[Variables, None]:
             at_pilot, (number, rows) = params | {"student": pilot.params}, part
             inner_ts = replace(ts, params=at_pilot, state=pilot.state, key=jax.random.fold_in(ts.key, number))

@@ -41,7 +41,7 @@ from jaxdistill.core.types import NO_VARIABLES, Batch, ByRole, Key, PyTree, Trai
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import step_metrics
 
-EXTRA_ROLES = ("fusion", "terms")  # what a member has beside its model
+EXTRA_ROLES = ("fusion", "terms")  # values of a member beside its model
 ROLES = ("student", *EXTRA_ROLES)
 
 

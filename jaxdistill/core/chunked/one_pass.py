@@ -75,7 +75,7 @@ def with_one_pass_gradient(
         return values_and_gradients(wanted, *jax.tree.unflatten(structure, [leaf.value for leaf in leaves]))
 
     def backward(gradients: Any, cotangents: Any) -> Any:
-        cotangent = cotangents[0]  # the sums have none
+        cotangent = cotangents[0]  # the sums are scalars without rows
         if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
             return jax.tree.map(lambda x: None, gradients, is_leaf=_is_none)
         scaled = lambda x: None if x is None else (cotangent * x).astype(x.dtype)

@@ -26,7 +26,7 @@ from jaxdistill.core.kernels.trace import Unsupported
 from jaxdistill.core.types import Array
 
 TILE = 1024  # classes that are computed at a time
-BLOCK_BYTES = 48 * 2**20  # for blocks in VMEM, which has 64 MiB (v5p) or 128 (v5e, v6e); tiles take some of it too
+BLOCK_BYTES = 48 * 2**20  # bytes for blocks in VMEM, which has 64 MiB (v5p) or 128 MiB (v5e, v6e) and also holds tiles
 
 
 class Operand(NamedTuple):

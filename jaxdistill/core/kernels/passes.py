@@ -49,7 +49,7 @@ def _combine_exponentials(a: tuple[Array, Array], b: tuple[Array, Array]) -> tup
 SUM = Reduction(0.0, lambda x: (jnp.sum(x, axis=-1, keepdims=True),), lambda a, b: (a[0] + b[0],))
 MAX = Reduction(-jnp.inf, lambda x: (jnp.max(x, axis=-1, keepdims=True),), lambda a, b: (jnp.maximum(a[0], b[0]),))
 MIN = Reduction(jnp.inf, lambda x: (jnp.min(x, axis=-1, keepdims=True),), lambda a, b: (jnp.minimum(a[0], b[0]),))
-# the normaliser of a softmax, without an earlier pass for the maximum
+# the normaliser of a softmax needs no earlier pass for the maximum
 ONLINE = Reduction(-jnp.inf, _partial_exponentials, _combine_exponentials)
 
 _numbers = itertools.count()
@@ -82,8 +82,9 @@ class Node:
     ):
         self.name, self.inputs, self.function = name, tuple(inputs), function
         self.per_class, self.dtype, self.reduction = per_class, dtype, reduction
-        self.number = next(_numbers)  # greater than the numbers of the inputs
-        self.level: int = max((node.level for node in inputs), default=0) + (reduction is not None)  # earlier passes
+        self.number = next(_numbers)  # numbered after the inputs
+        # numbers of earlier passes
+        self.level: int = max((node.level for node in inputs), default=0) + (reduction is not None)
 
 
 class Tile(NamedTuple):

@@ -20,7 +20,7 @@ ARITHMETIC = {"abs", "add", "add_any", "div", "integer_pow", "max", "min", "mul"
 ELEMENTARY = {"erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "rsqrt", "sqrt", "tanh"}
 CHOICES = {"and", "clamp", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "not", "or", "select_n", "xor"}
 POINTWISE = ARITHMETIC | ELEMENTARY | CHOICES | {"convert_element_type"}
-REDUCTIONS = {"reduce_sum": SUM, "reduce_max": MAX, "reduce_min": MIN}  # over the classes
+REDUCTIONS = {"reduce_sum": SUM, "reduce_max": MAX, "reduce_min": MIN}  # reduction over the classes
 PAIRWISE = {  # the same of two numbers, for reductions over other dimensions
     "reduce_sum": jnp.add,
     "reduce_max": jnp.maximum,

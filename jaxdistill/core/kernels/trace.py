@@ -198,7 +198,7 @@ class Graph:
             Unsupported: no kernel can compute this equation.
         """
         name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
-        if name == "optimization_barrier":  # it keeps XLA from fusing, which a kernel is free of
+        if name == "optimization_barrier":  # it only keeps XLA from fusing, which does not happen in a kernel
             return operands
         if name in POINTWISE:
             return [self.apply_pointwise(equation, operands)]
@@ -226,7 +226,7 @@ class Graph:
 
         def element(*inputs: Node) -> Node:
             if name == "div" and inputs[0].per_class > inputs[1].per_class and jnp.issubdtype(dtype, jnp.floating):
-                inverse = self.node("inverse", "", inputs[1:], lambda x: 1 / x, False, dtype)  # one division for a row
+                inverse = self.node("inverse", "", inputs[1:], lambda x: 1 / x, False, dtype)  # one division per row
                 return self.node("mul", "", (inputs[0], inverse), jnp.multiply, True, dtype)
             return self.node(name, params, inputs, pointwise(equation), any(node.per_class for node in inputs), dtype)
 

@@ -122,7 +122,7 @@ def _austen(root: Path) -> Iterator[str]:
     """Read the chapters of Jane Austen's novels."""
     for novel in novels(root):
         chapters = re.split(r"^(?:CHAPTER|Chapter) [IVXL\d]+$", novel, flags=re.MULTILINE)
-        yield from (chapter.strip() for chapter in chapters[1:])  # title and author precede the first
+        yield from (chapter.strip() for chapter in chapters[1:])  # text before the first chapter: title and author
 
 
 def _wordnet(root: Path) -> Iterator[str]:

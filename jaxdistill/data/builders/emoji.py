@@ -19,7 +19,7 @@ from jaxdistill.data.builders.texts import text_hash
 
 Record = dict[str, Any]
 STYLES = ("twitter", "google")
-LANGUAGES = (  # beside English
+LANGUAGES = (  # languages of names beside English
     *("bn", "da", "de", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nb", "nl"),
     *("pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant"),
 )

@@ -90,7 +90,7 @@ class MovieRatings(tfds.core.GeneratorBasedBuilder):
                     "label": tfds.features.ClassLabel(names=["below 4 stars", "4 or 5 stars"]),
                 }
             ),
-            disable_shuffling=True,  # in the order of time
+            disable_shuffling=True,  # keep the order of time
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

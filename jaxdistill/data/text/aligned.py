@@ -186,12 +186,13 @@ def pack_aligned(texts: Sequence[AlignedText], length: int, teacher_length: int)
     sizes = np.concatenate([text.sizes for text in texts])
     document = np.repeat(np.arange(len(texts)), [len(text.sizes) for text in texts])
     too_long = (sizes > (length, teacher_length)).any(axis=1)
-    document = np.unique(document * 2**32 + np.cumsum(too_long), return_inverse=True)[1]  # a new one after each gap
+    # a document that is cut begins anew after each gap
+    document = np.unique(document * 2**32 + np.cumsum(too_long), return_inverse=True)[1]
     tokens = [np.concatenate(ids) for ids in ([t.student for t in texts], [t.teacher for t in texts])]
     tokens = [ids[np.repeat(~too_long, size)] for ids, size in zip(tokens, sizes.T, strict=True)]
     sizes, document = sizes[~too_long], document[~too_long]
     edges = _edges(sizes, (length, teacher_length))
-    row = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # of each span
+    row = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # row of each span
     numbers = _span_numbers(sizes, document, row, edges)
     student, teacher = (
         _fields(ids, size, document, row, numbers, row_length)
@@ -249,7 +250,7 @@ def _fields(
         numbers: number of each span in its row, `[spans]`; see `_span_numbers`.
         length: tokens per row.
     """
-    span_of = np.repeat(np.arange(len(sizes)), sizes)  # of each token
+    span_of = np.repeat(np.arange(len(sizes)), sizes)  # span of each token
     rows = row[span_of]
     count = np.bincount(rows, minlength=row[-1] + 1)
     place = np.arange(len(tokens)) - np.repeat(np.cumsum(count) - count, count)

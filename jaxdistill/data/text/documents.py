@@ -122,7 +122,7 @@ class _Packer:
     def last_rows(self) -> Columns:
         """Return all remaining rows, `{field: [rows, length]}`; the last row is filled up with padding."""
         tokens, documents = self._flat()
-        padding = (0, -len(tokens) % self._length + 1)  # and one token that stands for what follows
+        padding = (0, -len(tokens) % self._length + 1)  # one more token stands for what follows the last row
         return _rows(np.pad(tokens, padding), np.pad(documents, padding), self._length)
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:

@@ -66,10 +66,11 @@ def tokenise(
         **wanted,
         "tokenizer": str(tokenization.file),
         "texts": len(records),
-        "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
+        # a language model has a class for each token instead
+        "classes": records.classes if tokenization.labelled else None,
         "class_names": records.class_names if tokenization.labelled else (),
         "split_sizes": records.split_sizes,
-        "truncates": tokenization.labelled,  # else texts are spread over rows
+        "truncates": tokenization.labelled,  # documents are spread over rows instead
         "vocabulary": tokenizer.vocabulary_size(loaded),
     }
     for kind, texts, available in (

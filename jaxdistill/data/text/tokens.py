@@ -112,7 +112,7 @@ def sentences(
     for names in by_prefix.values():
         if len(names) not in (1, 2):
             raise ValueError(f"{len(names)} fields; name one text, or two for a pair.")
-    typed = any(len(names) == 2 for names in by_prefix.values())  # of all: else one reader would see another's types
+    typed = any(len(names) == 2 for names in by_prefix.values())  # all readers, or none, have token types
     ours, theirs = check_length(length), check_length(teacher_length or length, "teacher_length")
     lengths = {"": ours} | dict.fromkeys(others, theirs)
 

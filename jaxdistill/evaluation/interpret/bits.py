@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 
 FOLDS, PENALTY = 5, 3.0
 LEAST = 1e-12  # mean squared residual of a class that is predicted perfectly, relative to its variance
-MOST_COLUMNS = 8192  # of a regression, whose time grows with their cube
+MOST_COLUMNS = 8192  # largest number of columns of a regression; its time grows with their cube
 
 
 class Bits(NamedTuple):

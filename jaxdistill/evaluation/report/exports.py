@@ -34,7 +34,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _numbers(measured: Mapping[str, Any]) -> list[str]:
-    if not measured:  # its process has ended
+    if not measured:  # the process that ran the file has failed
         return ["-"] * (len(HEADING) - 3)
     share = lambda key: "-" if measured[key] is None else f"{100 * measured[key]:.2f}"
     divergence, latency, auc = measured.get("divergence"), measured["latency_ms"], measured.get("auc")

@@ -11,7 +11,7 @@ from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
 
 Line = dict[str, Any]
-FILE, LOG_LINES = "log.jsonl", "log_lines"  # the file of a model, and the key of its result.json with their number
+FILE, LOG_LINES = "log.jsonl", "log_lines"  # log of a model; key of result.json with its number of lines
 
 
 class Log(NamedTuple):

@@ -91,7 +91,7 @@ def _ids_only(names: Mapping[int, str], kinds: Mapping[int, int]) -> dict[str, A
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": [name if kinds[n] == CONTROL else spelled(name) for n, name in names.items()],
         "tokenizer.ggml.token_type": list(kinds.values()),
-        "tokenizer.ggml.merges": [f"{letters[0]} {letters[0]}"],  # llama.cpp wants one; this one merges nothing
+        "tokenizer.ggml.merges": [f"{letters[0]} {letters[0]}"],  # llama.cpp requires one merge; this one never applies
     }
 
 

@@ -22,7 +22,7 @@ def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
     Raises:
         ValueError: the inputs of the two models differ in shape.
     """
-    student_gradients: Any = signals.student.input_gradients  # not None, because the term needs them
+    student_gradients: Any = signals.student.input_gradients  # the term's `needs` ask the models for them
     teacher_gradients: Any = select_teacher(signals.teachers, teacher).input_gradients
     if student_gradients.shape != teacher_gradients.shape:
         shapes = f"student {list(student_gradients.shape[1:])}, teacher {list(teacher_gradients.shape[1:])}"

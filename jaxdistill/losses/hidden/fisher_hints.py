@@ -69,7 +69,7 @@ def fisher_hints(
         ValueError: `layers` has none of these forms; when the loss is computed, a layer does not exist, or the widths
             differ and the projector is "none".
     """
-    hints = hidden(layers, projector, teacher=teacher)  # the same projectors
+    hints = hidden(layers, projector, teacher=teacher)  # for its projectors
 
     def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         students, target, values = signals.student.hidden_states, select_teacher(signals.teachers, teacher), []

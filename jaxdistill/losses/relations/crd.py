@@ -43,7 +43,7 @@ from jaxdistill.losses.hidden.convolution import init_kernel
 from jaxdistill.losses.relations.relations import LayerPair, local_representations
 from jaxdistill.losses.term import unit
 
-EPSILON = 1e-7  # the published code's
+EPSILON = 1e-7  # as in the published code
 SIDES = ("student", "teacher")
 
 

@@ -53,7 +53,7 @@ def edge_weights(nodes: Integer[Array, " rows"], edges: Edges) -> Float[Array, "
         edges: the edges of the graph.
     """
     encode = lambda source, target: source.astype(np.uint32) * np.uint32(edges.nodes) + target.astype(np.uint32)
-    edge_codes = jnp.asarray(encode(edges.source, edges.target))  # sorted, as the edges are
+    edge_codes = jnp.asarray(encode(edges.source, edges.target))  # in rising order, since the edges are sorted
     inside = (nodes >= 0) & (nodes < edges.nodes)  # a record may name a node without edges
     pair_codes = encode(jnp.where(inside, nodes, 0)[:, None], jnp.where(inside, nodes, 0)[None, :])
     place = jnp.minimum(jnp.searchsorted(edge_codes, pair_codes), len(edge_codes) - 1)

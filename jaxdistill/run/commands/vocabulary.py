@@ -42,7 +42,7 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
         ConfigError: the config has no tokenizer, its data cannot be read, or the tokenizer cannot be reduced.
     """
     check_writable(folder, "--out")
-    has_vocabulary = (folder / VOCABULARY).is_file()  # else its tokenizer.json is somebody's
+    has_vocabulary = (folder / VOCABULARY).is_file()  # a folder without them has a tokenizer.json of another program
     check_no_other_files(folder, "--out", lambda name: has_vocabulary and name in VOCABULARY_FILES)
     data = resolve(config, jax.devices()).data
     tokenization = data.tokenization

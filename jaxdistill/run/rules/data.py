@@ -85,7 +85,8 @@ def test_records_match_training_records(view: DataView) -> None:
         test.pop("label", None)
     name, other = view.config.data.train, view.config.data.test
     classes, tested = view.data.descriptions["train"].classes, view.data.test_description.classes
-    if classes is not None and tested is not None and tested > classes:  # fewer: not every class was drawn
+    # fewer classes may mean that not every class was drawn
+    if classes is not None and tested is not None and tested > classes:
         problem = f"the records of {name!r} have {classes} classes, those of {other!r} have {tested}"
         raise ConfigError("data.test", f"{problem}; choose records that are alike.")
     names, of_test = view.data.descriptions["train"].class_names, view.data.test_description.class_names
@@ -123,7 +124,7 @@ def mixed_labels_have_the_classes(view: DataView) -> None:
             raise ConfigError(path, f"{problem}; set classes={description.classes}.")
 
 
-MANY_ROWS, MANY_COPIES = 2**16, 64  # below either, a batch that repeats its records may be meant
+MANY_ROWS, MANY_COPIES = 2**16, 64  # for smaller data, a batch with repeated records may be intended
 
 
 def batches_hold_few_copies(view: DataView) -> None:

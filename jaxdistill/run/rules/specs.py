@@ -48,7 +48,8 @@ def weights_are_not_negative(view: StageConfigView) -> None:
 
 def step_is_known(view: StageConfigView) -> None:
     """Require that the training algorithm (config key `step`) exists and takes the arguments that the config sets."""
-    placeholders = {"student": None, "teachers": (), "objective": None, "optimizer": None}  # bound, not called
+    # arguments are bound, and the factory is not called
+    placeholders = {"student": None, "teachers": (), "objective": None, "optimizer": None}
     horizon = Horizon(view.config.steps, view.config.steps)
     registry.steps.bind(step_spec(view.config, placeholders), "step", step_converters(horizon))
 
@@ -94,9 +95,10 @@ def teachers_are_in_floats(view: StageConfigView) -> None:
         stage = checkpoint_of(teacher.checkpoint)[0].parent
         try:
             config = seal.read(stage.parent / "config.json", {}).get("config")
-        except FileNotFoundError:  # a checkpoint without its run
+        except FileNotFoundError:  # a checkpoint that was moved out of its run
             continue
-        student = config.get("student") if isinstance(config, dict) else None  # else somebody else's config.json
+        # a config.json of another program has no such keys
+        student = config.get("student") if isinstance(config, dict) else None
         if isinstance(student, dict) and student.get("quantized") and stage.name in ("student", "control"):
             problem = f"{teacher.checkpoint!r} was trained with student.quantized={student['quantized']!r}"
             cure = f"Set it to {stage.parent}/floats, the same student trained in floats"

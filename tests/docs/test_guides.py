@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import runs
 from corpora import WORDS, sentences, written
+from PIL import Image
 
 from jaxdistill import main
 
@@ -57,15 +58,22 @@ def here(tmp_path, monkeypatch):
         table = csv.writer(file)
         table.writerow(["height", "weight", "kind"])
         table.writerows([*draw.normal(n % 3, 1, 2), "abc"[n % 3]] for n in range(90))
+    Path("pictures").mkdir()
+    with Path("pictures.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "caption"])
+        for n in range(60):
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"pictures/{n}.png")
+            table.writerow([f"pictures/{n}.png", " ".join(draw.choice(WORDS[5:], 3))])
     (own,) = (code for guide, _, code in BLOCKS if guide == "own_csv" and "WordPiece" in code)
     exec(compile(own, "own_csv.md", "exec"), {})
     return tmp_path
 
 
 def test_there_are_blocks_of_every_kind():
-    assert {language for _, language, _ in BLOCKS} == {"", "python", "sh"} and len(CONFIGS) == 4
+    assert {language for _, language, _ in BLOCKS} == {"", "python", "sh"} and len(CONFIGS) == 5
     assert {command.split()[0] for _, command in COMMANDS} <= set(main.COMMANDS)
-    assert set(FILES) == {"mine.py", "two.py"}
+    assert set(FILES) == {"mine.py", "pairs.py", "two.py"}
 
 
 @pytest.mark.parametrize(("guide", "command"), COMMANDS, ids=[f"{guide}: {c[:60]}" for guide, c in COMMANDS])
@@ -87,7 +95,7 @@ def test_a_command_is_right(guide, command, here, capsys):
     assert code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_a_config_is_a_config(number, here):
     Path("block.py").write_text(CONFIGS[number])
     if "SMOLLM2" in CONFIGS[number]:

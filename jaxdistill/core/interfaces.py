@@ -293,6 +293,19 @@ class EvolveTeachers(Protocol):
         """
 
 
+class RowSelection(NamedTuple):
+    """How a training algorithm selects rows of a batch, on which alone it trains.
+
+    share: fraction of the rows that is selected
+    loss: loss term that scores the rows
+    teacher: index of the teacher whose own loss is part of the score; None if the student's loss alone counts
+    """
+
+    share: float
+    loss: Term
+    teacher: int | None
+
+
 class Step(NamedTuple):
     """A training algorithm: functions that create the train state, and update it with a batch.
 
@@ -307,7 +320,7 @@ class Step(NamedTuple):
     trained_teachers: indices of the teachers that the algorithm changes; these may start from random values
     generated_streams: names of streams that the algorithm generates from the stream `train`, with the same fields and
         shapes, such as texts that the student generates; loss terms may read them
-    share: fraction of the rows of a batch on which the algorithm trains; below 1 if it selects rows
+    selection: how the algorithm selects the rows on which it trains; None if it trains on all rows of a batch
     """
 
     init: StepInit
@@ -317,4 +330,4 @@ class Step(NamedTuple):
     evolve_teachers: EvolveTeachers | None = None
     trained_teachers: frozenset[int] = frozenset()
     generated_streams: frozenset[str] = frozenset()
-    share: float = 1.0
+    selection: RowSelection | None = None

@@ -98,7 +98,7 @@ HINTS = {  # (kind of part, argument that users expect) -> where it is
 }
 Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
 
-NO_SPECS = (int, float, complex, bool, bytes, tuple, type(None))  # types of literals
+LITERAL_TYPES = (int, float, complex, bool, bytes, tuple, dict, set, type(None), type(...))  # of a spec, but no text
 BUILDERS: dict[str, "Registry"] = {}  # full name of a type -> the registry whose factories build it
 
 
@@ -200,7 +200,7 @@ class Registry:
         for name, value in bound.arguments.items():
             annotation, where = signature.parameters[name].annotation, f"{path}: {spec.name}({name}=...)"
             builder = BUILDERS.get(_full_name(annotation))  # the argument is a part itself, such as a loss in a loss
-            if builder and name not in spec.added and type(value) in NO_SPECS:
+            if builder and name not in spec.added and type(value) in LITERAL_TYPES:
                 cure = f"Give the spec string of one of {', '.join(builder)}"
                 raise ConfigError(where, f"{value!r} is no {builder.kind}. {cure}.")
             if annotation in convert:

@@ -19,7 +19,7 @@ from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import locate
 from jaxdistill.data.table.record_reader import Chunk, RecordReader, TableError, TextFormat
-from jaxdistill.export.predictions import Predictions, PredictsRecords
+from jaxdistill.export.predictions import Predictions, RecordPredictor
 from jaxdistill.export.predictor import PATH as RECORDS
 
 Write = Callable[[Chunk], None]
@@ -27,7 +27,7 @@ TEXT_FORMAT = TextFormat()
 
 
 def predict_file(
-    predictor: PredictsRecords,
+    predictor: RecordPredictor,
     source: str,
     output: Path,
     columns: Mapping[str, Sequence[str]],
@@ -96,7 +96,7 @@ def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
 
 
 def _roles(
-    predictor: PredictsRecords, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str
+    predictor: RecordPredictor, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str
 ) -> ColumnNames:
     """Return the columns that hold texts, images and features: those of the training data, unless others are given.
 
@@ -125,7 +125,7 @@ def _roles(
 
 
 def _records(
-    predictor: PredictsRecords, chunk: Chunk, column_names: ColumnNames, place: str, first: int
+    predictor: RecordPredictor, chunk: Chunk, column_names: ColumnNames, place: str, first: int
 ) -> list[dict[str, Any]]:
     """Return the records of a chunk with the fields that the model reads.
 

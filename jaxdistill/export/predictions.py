@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
 
 
 @runtime_checkable
-class PredictsRecords(Protocol):
+class RecordPredictor(Protocol):
     """The type of a trained model that is ready for use: a `Predictor`, or a `ZeroShotClassifier` made from one."""
 
     @property

@@ -210,7 +210,8 @@ class Predictor:
 
         Args:
             classes: names of the classes, in order.
-            templates: texts in which `{}` stands for the name of a class. A class has the mean of their embeddings.
+            templates: texts in which `{}` stands for the name of a class. The vector of a class is the mean of their
+                embeddings, each of unit norm.
 
         Raises:
             ConfigError: the model does not have two towers, or classes or templates are wrong.

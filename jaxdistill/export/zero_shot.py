@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.export.predictions import Predictions, PredictsRecords
+from jaxdistill.export.predictions import Predictions, RecordPredictor
 
 PLACE = "{}"  # stands for the name of a class in a template
 
@@ -33,22 +33,21 @@ class ZeroShotClassifier:
             repeated one; or a template lacks `{}`.
     """
 
-    def __init__(self, predictor: PredictsRecords, classes: Sequence[str], templates: Sequence[str] = (PLACE,)):
+    def __init__(self, predictor: RecordPredictor, classes: Sequence[str], templates: Sequence[str] = (PLACE,)):
+        check_classes(classes, templates)
         self._predictor, self.class_names = predictor, tuple(classes)
         about = predictor.about
         if len(predictor.text_fields) != 1 or "image" not in about.inputs:
             problem = "classes are texts, which only a model of images and texts can compare with an image"
             raise ConfigError("--classes", f"{problem}. Choose a run with two towers, or leave it out.")
-        check_classes(classes, templates)
-        texts = [template.replace(PLACE, name) for name in classes for template in templates]
+        texts = [template.replace(PLACE, name) for name in self.class_names for template in templates]
         (self._field,), (shape, dtype) = predictor.text_fields, about.inputs["image"]
-        blank = np.zeros(shape, dtype)
-        embeddings = predictor.predict([{self._field: text, "image": blank} for text in texts]).text_embeddings
-        if embeddings is None:
-            raise ConfigError(
-                "--classes", "the model has no text tower. Choose a run with two towers, or leave it out."
-            )
-        units = _unit(embeddings).reshape(len(self.class_names), len(templates), -1)
+        blank = np.zeros(shape, np.uint8 if about.transforms else dtype)  # as it is before the transforms
+        outputs = predictor.predict([{self._field: text, "image": blank} for text in texts])
+        if outputs.text_embeddings is None or outputs.scale is None:
+            problem = "the model has no text tower, or no scale of its cosines"
+            raise ConfigError("--classes", f"{problem}. Choose a run with towers(...), clip(...) or siglip(...).")
+        units = _unit(outputs.text_embeddings).reshape(len(self.class_names), len(templates), -1)
         self._vectors = _unit(units.mean(1))  # [classes, width]
         self.about = about._replace(texts=[], columns={k: v for k, v in about.columns.items() if k == "image"})
 
@@ -95,7 +94,7 @@ def check_classes(classes: Sequence[str], templates: Sequence[str]) -> None:
     Raises:
         ConfigError: one of these does not hold; the message names the option of the command.
     """
-    if isinstance(classes, str) or len(classes) < 2:
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or len(classes) < 2:
         raise ConfigError("--classes", f"{classes!r}: give the names of two classes or more.")
     if empty := [name for name in classes if not isinstance(name, str) or not name.strip()]:
         raise ConfigError("--classes", f"{empty[0]!r} names no class. Give a text for each class.")

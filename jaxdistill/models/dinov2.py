@@ -16,11 +16,10 @@ from jaxtyping import Float
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import OWN_PREFIX, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged, pixels
-from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import (
     Activation,
@@ -31,6 +30,8 @@ from jaxdistill.models.transformer import (
     require_squares,
     weight_and_bias_rules,
 )
+from jaxdistill.models.vit import BLOCK as VIT_BLOCK
+from jaxdistill.models.vit import SETTINGS as VIT_SETTINGS
 
 
 class ScaledBlock(Block):
@@ -41,14 +42,13 @@ class ScaledBlock(Block):
         self.attention_scale = nnx.Param(jnp.full(stack.width, scale))
         self.mlp_scale = nnx.Param(jnp.full(stack.width, scale))
 
-    def __call__(
-        self, x: Float[Array, "batch length width"], train: bool, key: Array, mask: Any = None
-    ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
-        first, second = jax.random.split(key)
-        mixed, heads = self.attention(self.attention_norm(x), mask)
-        x = by_rows(x + drop(mixed, self.rate, train=train, key=first) * self.attention_scale[...])
-        y = by_rows(self.down(by_rows(self.activation(self.up(self.mlp_norm(x))), tensor=-1)))
-        return by_rows(x + drop(y, self.rate, train=train, key=second) * self.mlp_scale[...]), heads
+    def of_attention(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Scale the output of the attention."""
+        return x * self.attention_scale[...]
+
+    def of_mlp(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Scale the output of the perceptron."""
+        return x * self.mlp_scale[...]
 
 
 class Tokens(nnx.Module):
@@ -113,7 +113,8 @@ def bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 class DINOv2(nnx.Module):
     """A DINOv2 network; hidden states are the outputs of tokens and blocks, `[batch, tokens + patches, width]`.
 
-    The embedding is the class token after the last norm. The head reads the class token beside the mean of the patches.
+    The embedding is the class token after the last norm. The head reads the class token beside the mean of the patches;
+    without classes, there is no head, and the logits are the embedding.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class DINOv2(nnx.Module):
         self.embed = Tokens(image, channels, patch, stack.width, registers, rngs=rngs)
         self.blocks = nnx.List([ScaledBlock(stack, scale, rngs=rngs) for _ in range(stack.depth)])
         self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
-        self.head = nnx.Linear(2 * stack.width, classes, rngs=rngs)
+        self.head = nnx.Linear(2 * stack.width, classes, rngs=rngs) if classes else None
         self.first_patch = 1 + registers
 
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
@@ -143,9 +144,12 @@ class DINOv2(nnx.Module):
             states.append(x)
             attentions.append(heads)
         x = by_rows(self.norm(x))
-        patches = by_rows(jnp.mean(x[:, self.first_patch :], axis=1))  # [batch, width]
-        logits = by_rows(self.head(jnp.concatenate([x[:, 0], patches], axis=-1)))
-        return Outputs(logits, tuple(states), tuple(attentions), x[:, 0])
+        embedding = x[:, 0]  # [batch, width]
+        if self.head is None:
+            return Outputs(embedding, tuple(states), tuple(attentions), embedding)
+        patches = by_rows(jnp.mean(x[:, self.first_patch :], axis=1))
+        logits = by_rows(self.head(jnp.concatenate([embedding, patches], axis=-1)))
+        return Outputs(logits, tuple(states), tuple(attentions), embedding)
 
 
 @models.register
@@ -173,13 +177,14 @@ def dinov2(
         width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads; must divide the width.
-        classes: number of classes.
+        classes: number of classes; 0 for a network without a head, such as the published ones, whose logits are its
+            embedding.
         image: side in pixels of the images whose patches have a learned position each. Images of another size have
             interpolated positions, such as images of 224 pixels for the published weights, which have `image=518`.
         channels: number of channels of an image.
         registers: number of register tokens, which the head does not read; 4 in the published weights with registers.
         ffn: width of the perceptron inside a block; None means 4 times the width.
-        dropout: dropout rate of the output of each attention layer and perceptron.
+        dropout: dropout rate of the output of each attention layer and perceptron; 0 in the published networks.
         activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
         epsilon: value added to the variance in the layer norms.
         bias: if true, queries, keys and values have a bias.
@@ -189,7 +194,7 @@ def dinov2(
     Raises:
         ValueError: the patch does not divide the image, the heads do not divide the width, or a number is out of range.
     """
-    if image % patch:
+    if image < patch or image % patch:
         raise ValueError(f"patch={patch} does not divide image={image}; choose another one")
     if registers < 0:
         raise ValueError(f"registers={registers} must be 0 or more")
@@ -204,24 +209,13 @@ def dinov2(
 
 
 SETTINGS = {  # argument: (Hugging Face config key, default of the config)
+    **{name: setting for name, setting in VIT_SETTINGS.items() if name != "ffn"},
     "patch": ("patch_size", 14),
-    "width": ("hidden_size", 768),
-    "depth": ("num_hidden_layers", 12),
-    "heads": ("num_attention_heads", 12),
-    "dropout": ("hidden_dropout_prob", 0.0),
-    "image": ("image_size", 224),
-    "channels": ("num_channels", 3),
-    "activation": ("hidden_act", "gelu"),
     "epsilon": ("layer_norm_eps", 1e-6),
-    "bias": ("qkv_bias", True),
     "scale": ("layerscale_value", 1.0),
 }
 PLAIN, REGISTERS, OWN = "dinov2", "dinov2_with_registers", f"{OWN_PREFIX}dinov2"  # model types
-BLOCK = {  # our layer name: (layer name in the checkpoint, axes)
-    "attention/query": ("attention.attention.query", ("width", "heads")),
-    "attention/key": ("attention.attention.key", ("width", "heads")),
-    "attention/value": ("attention.attention.value", ("width", "heads")),
-    "attention/out": ("attention.output.dense", ("heads", "width")),
+BLOCK = VIT_BLOCK | {  # our layer name: (layer name in the checkpoint, axes)
     "attention_norm": ("norm1", ("width",)),
     "mlp_norm": ("norm2", ("width",)),
     "up": ("mlp.fc1", ("width", "ffn")),
@@ -232,7 +226,8 @@ BLOCK = {  # our layer name: (layer name in the checkpoint, axes)
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a Hugging Face config to arguments of `dinov2`.
 
-    Attention dropout and dropped paths of the config are ignored: they only mattered for the pretraining.
+    Attention dropout and dropped paths of the config are ignored: they only mattered for the pretraining. A checkpoint
+    of the architecture "Model" has no classes.
     """
     family.require_supported(config, {"hidden_act": ACTIVATIONS, "use_swiglu_ffn": (False,)})
     require_squares(config)
@@ -240,7 +235,9 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     model_type = config["model_type"]
     registers = config.get("num_register_tokens", 4 if model_type == REGISTERS else 0)
     ffn = config.get("ffn_size") or int(arguments["width"] * config.get("mlp_ratio", 4))
-    return arguments | {"classes": family.num_classes(config), "registers": registers, "ffn": ffn}
+    classifies = not all(str(name).endswith("Model") for name in config.get("architectures") or ["Model"])
+    classes = family.num_classes(config) if classifies else 0
+    return arguments | {"classes": classes, "registers": registers, "ffn": ffn}
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,14 +245,14 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     ffn, width, registers = settings["ffn"] or 4 * settings["width"], settings["width"], settings["registers"]
     is_own = bool(ffn % width)  # transformers has whole ratios only
     model_type = OWN if is_own else REGISTERS if registers else PLAIN
-    title = {OWN: f"{OWN}ForImageClassification", PLAIN: "Dinov2ForImageClassification"}
+    title = {OWN: OWN, PLAIN: "Dinov2", REGISTERS: "Dinov2WithRegisters"}[model_type]
     return {
         "model_type": model_type,
-        "architectures": [title.get(model_type, "Dinov2WithRegistersForImageClassification")],
+        "architectures": [title + ("ForImageClassification" if settings["classes"] else "Model")],
         **({"ffn_size": ffn} if is_own else {"mlp_ratio": ffn // width}),
         **({"num_register_tokens": registers} if registers else {"use_mask_token": False}),
         **{key: settings[argument] for argument, (key, _) in SETTINGS.items()},
-        **family.label_names(settings["classes"]),
+        **(family.label_names(settings["classes"]) if settings["classes"] else {}),
     }
 
 

@@ -116,9 +116,17 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
         first, second = jax.random.split(key)
         mixed, heads = self.attention(self.attention_norm(x), mask)
-        x = by_rows(x + drop(mixed, self.rate, train=train, key=first))
+        x = by_rows(x + self.of_attention(drop(mixed, self.rate, train=train, key=first)))
         y = by_rows(self.down(by_rows(self.activation(self.up(self.mlp_norm(x))), tensor=-1)))
-        return by_rows(x + drop(y, self.rate, train=train, key=second)), heads
+        return by_rows(x + self.of_mlp(drop(y, self.rate, train=train, key=second))), heads
+
+    def of_attention(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Return what is added to the residual stream, from the output of the attention; a subclass may scale it."""
+        return x
+
+    def of_mlp(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Return what is added to the residual stream, from the output of the perceptron; a subclass may scale it."""
+        return x
 
 
 class Patches(nnx.Module):

@@ -74,6 +74,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         terms.terms_have_gradients,
         terms.masks_are_no_outputs,
         stage.selected_rows_divide,
+        stage.rows_can_be_scored,
         stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,

@@ -13,12 +13,13 @@ S is the student, T a frozen teacher, and L the loss that the argument `loss` na
 small score, because the teacher's loss is large there too; so has a row on which the student is as good as the teacher.
 `by="hard"` takes L(S) alone, which prefers wrong labels, and `by="easy"` takes -L(T).
 
-Both models score the whole batch in evaluation mode and without gradients. A row that is not selected costs one forward
-pass of the student, and one of the teacher unless its outputs are cached. If L is a loss of pairs, such as
-`contrastive`, the candidates are all rows of the batch in the scores, and the selected rows alone in the training. Of
-equal scores, the earlier row is taken. Random draws in proportion to the score (ACID), and scores that depend on the
-rows selected so far (JEST, Evans et al., 2024, arxiv.org/abs/2406.17711), are not implemented. The log has
-`selection/selected` and `selection/all`, the mean scores of the selected rows and of all rows.
+Both models score the whole batch in evaluation mode and without gradients: every row costs one forward pass of the
+student, and one of the teacher unless its outputs are cached; the selected rows are then run again. The control of a
+run trains on all rows of its batches. If L is a loss of pairs, such as `contrastive` or `sigmoid`, the candidates are
+all rows of the batch in the scores, and the selected rows alone in the training. Of equal scores, the earlier row is
+taken. Random draws in proportion to the score (ACID), and scores that depend on the rows selected so far (JEST, Evans
+et al., 2024, arxiv.org/abs/2406.17711), are not implemented. The log has `selection/selected` and `selection/all`, the
+mean scores of the selected rows and of all rows, without infinite ones.
 
 Config: step = "batch_selection(share=0.2, loss=contrastive())"; batch_size = 500
 When: there are more rows than steps, and many rows teach nothing: wrong labels, repetitions, what is long known.
@@ -33,12 +34,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from jaxdistill.core.collectives import by_rows, gather, row_numbers
-from jaxdistill.core.interfaces import Model, Objective, Step, Term
+from jaxdistill.core.interfaces import Model, Objective, RowSelection, Step, Term
 from jaxdistill.core.registry import steps
-from jaxdistill.core.sums import Mean, shared_mean
+from jaxdistill.core.sums import Mean, broadcast_mask, shared_mean
 from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, Rows, Signals, TrainState, Variables
 from jaxdistill.losses.term import select_teacher
 from jaxdistill.steps.learner import learner
@@ -73,11 +74,11 @@ def batch_selection(
     Raises:
         ValueError: `share` is out of range, there is no such teacher, or the loss needs gradients or generated texts;
             when the train state is initialised, the loss has parameters or gives no value for each row, or the
-            teacher's outputs come from a cache of its largest logits, which do not tell its loss.
+            teacher has its own tokens, on which the labels of the batch say nothing.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1; got {share}")
-    if by != "hard":
+    if by != "hard" or "teacher" in loss.needs:
         select_teacher(teachers, teacher)
     if wanted := sorted(loss.needs - {"teacher"}):
         raise ValueError(f"the loss needs {wanted[0]}; choose one that reads outputs and labels alone")
@@ -88,9 +89,9 @@ def batch_selection(
         values = Variables(ts.params["student"], ts.state["student"])
         run = lambda model, v: model.apply(v.params, v.state, rows, train=False, key=models_key)[0].dense()
         out, outputs = run(student, values), tuple(map(run, teachers, frozen))
-        if any(each.sparse is not None for each in outputs):
-            raise ValueError("a cache of the largest logits does not tell the teacher's loss of a row; keep all logits")
         target = select_teacher(outputs, teacher) if outputs else out
+        if by != "hard" and target.spans is not None:
+            raise ValueError("the teacher has its own tokens, and the labels are the student's; choose by='hard'")
         temperature = loss.temperature(ts.step) if loss.temperature else 1.0
         params = {"student": values.params, "teachers": tuple(v.params for v in frozen)}
         signals = Signals(out, outputs, target, rows, rows["mask"], ts.step, temperature, params)
@@ -109,21 +110,23 @@ def batch_selection(
 
     def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         rows = dict(batch["train"])
-        count, counted = round(share * len(rows["mask"])), _counted(rows)
-        score = scores(ts, frozen, rows)
+        count, score = round(share * len(rows["mask"])), scores(ts, frozen, rows)
+        counted = jnp.any(rows["mask"].reshape(len(score), -1) != 0, axis=1)
         all_rows, all_scores = gather((rows, jnp.where(counted, score, -jnp.inf)))
         chosen = largest(all_scores, count * len(all_scores) // len(score))
         places = chosen[row_numbers(count)]  # those that this device trains on
         selected = jax.tree.map(lambda x: by_rows(x[places]), all_rows)
         gradient, means, state = parts.gradient(ts, frozen, {**batch, "train": selected}, objective.weights(ts.step))
         is_selected = jnp.zeros(all_scores.shape, bool).at[chosen].set(True)[row_numbers(len(score))]
+        finite, known = jnp.isfinite(score) & counted, jnp.where(jnp.isfinite(score), score, 0)
         metrics = step_metrics(means, objective.total(means, ts.step), gradient) | {
-            "selection/selected": shared_mean(score, counted & is_selected)[1],
-            "selection/all": shared_mean(score, counted)[1],
+            "selection/selected": shared_mean(known, finite & is_selected)[1],
+            "selection/all": shared_mean(known, finite)[1],
         }
         return parts.descend(ts, gradient, state), metrics
 
-    return Step(init, update, objective.streams | {"train"}, share=share)
+    selection = RowSelection(share, loss, None if by == "hard" else teacher % len(teachers))
+    return Step(init, update, objective.streams | {"train"}, selection=selection)
 
 
 def row_losses(loss: Term, signals: Signals, key: Key) -> Float[Array, " rows"]:
@@ -143,15 +146,10 @@ def row_losses(loss: Term, signals: Signals, key: Key) -> Float[Array, " rows"]:
     values, mask = result if isinstance(result, tuple) else (result, signals.mask)
     if values.shape[:1] != signals.mask.shape[:1]:
         raise ValueError(f"the loss gives values of shape {list(values.shape)}; choose one with a value for each row")
-    counted = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape) != 0
-    axes = tuple(range(1, values.ndim))
+    counted, axes = broadcast_mask(mask, values.shape), tuple(range(1, values.ndim))
     return jnp.sum(jnp.where(counted, values, 0), axes) / jnp.maximum(jnp.sum(counted, axes), 1)
 
 
 def largest(scores: Float[Array, " rows"], count: int) -> Int[Array, " count"]:
     """Return the numbers of the rows with the largest scores, in rising order; of equal scores, the earlier row."""
     return jnp.sort(jax.lax.top_k(scores, count)[1])
-
-
-def _counted(rows: Rows) -> Bool[Array, " rows"]:
-    return jnp.any(rows["mask"].reshape(len(rows["mask"]), -1) != 0, axis=1)

@@ -132,7 +132,7 @@ CONFIGS = {
 }
 
 
-def transformer(kind: str, side: int = 32, **settings: Any):
+def transformer(kind: str, sides: tuple[int, int] = (32, 32), **settings: Any):
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -148,7 +148,8 @@ def transformer(kind: str, side: int = 32, **settings: Any):
         every |= {f"attention/{n}": x for n, x in enumerate(out.attentions)}
         return every | {"embedding": states[-1][:, 0]}
 
-    return made(model, images(2, side), said, output_attentions=True)
+    image = images(2, max(sides))[:, : sides[0], : sides[1]]
+    return made(model, image, said, output_attentions=True)
 
 
 def resnet(**settings: Any):
@@ -171,8 +172,11 @@ REFERENCES = {
     "deit": partial(transformer, "deit"),
     "dinov2": partial(transformer, "dinov2", mlp_ratio=2, layerscale_value=0.5),
     "dinov2_registers": partial(transformer, "dinov2_with_registers", mlp_ratio=2, num_register_tokens=3),
-    "dinov2_larger": partial(transformer, "dinov2", side=48, mlp_ratio=2, layerscale_value=0.5),  # other positions
-    "dinov2_smaller": partial(transformer, "dinov2_with_registers", side=24, mlp_ratio=2, num_register_tokens=3),
+    "dinov2_smaller": partial(transformer, "dinov2", (24, 16), mlp_ratio=2),  # interpolated positions
+    "dinov2_wider": partial(transformer, "dinov2", (32, 48), mlp_ratio=2),
+    "dinov2_registers_smaller": partial(
+        transformer, "dinov2_with_registers", (16, 24), mlp_ratio=2, num_register_tokens=3
+    ),
     "resnet_bottleneck": resnet,
     "resnet_variant": partial(resnet, downsample_in_bottleneck=True, downsample_in_first_stage=True),
     "resnet_basic": partial(resnet, layer_type="basic", hidden_sizes=[8, 16]),

@@ -8,13 +8,14 @@ import numpy as np
 import parity
 import pytest
 from golden.weights import images
+from safetensors.numpy import load_file, save_file
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.weights import export_arrays
 
-DINO = ("dinov2", "dinov2_registers", "dinov2_larger", "dinov2_smaller")
+DINO = ("dinov2", "dinov2_smaller", "dinov2_wider", "dinov2_registers", "dinov2_registers_smaller")
 RESNETS = ("resnet_bottleneck", "resnet_basic", "resnet_variant")
 REFERENCES = ("efficientnet_lite", "vit", "vit_variant", "deit", *DINO, *RESNETS)
 every_reference = pytest.mark.parametrize("name", REFERENCES)
@@ -82,6 +83,24 @@ def test_a_row_of_padding_does_not_change_the_rest(name, folder):
     padded["mask"][-1] = 0.0
     logits = parity.run(model, variables, padded).logits[:-1]
     np.testing.assert_allclose(logits, ref.said["logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_registers"])
+def test_a_published_backbone_has_no_head_and_embeds(name, tmp_path):
+    ref = parity.reference(name)
+    prefix = f"{ref.config['model_type']}."
+    shapes = {n: shape for n, shape in ref.shapes.items() if not n.startswith("classifier")}
+    title = ref.config["architectures"][0].replace("ForImageClassification", "Model")
+    folder = parity.write_folder(tmp_path, ref._replace(shapes=shapes, config=ref.config | {"architectures": [title]}))
+    arrays = {n.removeprefix(prefix): x for n, x in load_file(folder / "model.safetensors").items()}
+    save_file(arrays, folder / "model.safetensors")
+    family, arguments, model, variables = parity.ours(folder, ref.batch)
+    out = parity.run(model, variables, ref.batch)
+    assert arguments["classes"] == 0 and out.logits.shape == (2, 32)
+    np.testing.assert_allclose(out.embedding, ref.said["embedding"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out.logits, out.embedding)
+    config = families[family].config(arguments)
+    assert config["architectures"] == [title] and families[family].arguments(config)["classes"] == 0
 
 
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2"])

@@ -42,7 +42,7 @@ FAMILIES = {
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16), blocks=1, classes=10)",
     "resnet_imagenet": "resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=10, stem=8, channels=1)",
-    "dinov2": "dinov2(patch=4, width=16, depth=2, heads=2, classes=10, image=12, channels=1, registers=2, dropout=0.2)",
+    "dinov2": "dinov2(patch=4, width=16, depth=3, heads=2, classes=10, image=12, channels=1, registers=2, dropout=0.2)",
     "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }

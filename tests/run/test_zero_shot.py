@@ -1,6 +1,7 @@
 """Tests of zero-shot classification: classes as texts, by hand and by the command, held-out classes, and mistakes."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from own_runs import QUIET, command
 from pictured_names import config_of, squares, towers
 
 import jaxdistill
+from jaxdistill import differ
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 
@@ -95,6 +97,30 @@ def test_wrong_classes_and_templates_are_named(pairs, classes, templates, said):
     with pytest.raises(ConfigError) as error:
         jaxdistill.load(pairs).zero_shot(classes, templates)
     assert said in str(error.value) and error.value.path in ("--classes", "--template")
+
+
+@pytest.mark.parametrize("transform", ["resize(size=8)", "processed(source='{}')"])
+def test_pictures_are_preprocessed_and_so_is_the_blank_one(home, tmp_path, transform):
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    alone = {"student": {"model": towers(16)}, "teachers": {}, "objective": {"contrastive": {}}, "control": False}
+    config = differ(config_of(home, **alone, steps=2), data={"augment": (transform.format(tmp_path),)})
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    records, classes, _ = held_out()
+    outputs = jaxdistill.load(tmp_path / "run").zero_shot(classes).predict([each["image"] for each in records[:3]])
+    assert outputs.probabilities.shape == (3, len(classes)) and np.isfinite(outputs.probabilities).all()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("", "give the names of two classes"), (",", "names no class"), ("a,,b", "names no class")]
+)
+def test_empty_classes_of_the_command_are_no_missing_ones(pairs, tmp_path, word, said, capsys):
+    words = ("--input", tmp_path / "x.npz", "--output", tmp_path / "out.csv", "--classes", word)
+    assert command("predict", pairs, *words) == 2
+    err = capsys.readouterr().err
+    assert "--classes: " in err and said in err
+    assert command("predict", pairs, *words[:4], "--classes", "a,b", "--text", "caption") == 2
+    assert "--text: is not read, since the texts are those of --classes" in capsys.readouterr().err
 
 
 def test_a_model_without_two_towers_has_no_such_classes(trained):

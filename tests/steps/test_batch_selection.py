@@ -10,10 +10,11 @@ from examples import TIMED
 from terms import build_loss
 
 from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.spec import parse
-from jaxdistill.core.types import Outputs, Variables
+from jaxdistill.core.types import Outputs, TokenSpans, Variables
 from jaxdistill.steps.batch_selection import largest
 
 KEY = jax.random.key(0)
@@ -34,7 +35,7 @@ def linear(seen: list | None = None) -> Model:
 def build(spec: str, student: Model, teachers: tuple[Model, ...], **terms):
     parsed = parse(spec, "step")
     minimised = objective(
-        terms or {"cross_entropy": WeightedTerm(build_loss("cross_entropy"))}, registry.fusions["average"]()
+        terms or {"cross_entropy": WeightedTerm(build_loss("cross_entropy"))}, registry.fusions["single"]()
     )
     parts = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": optax.sgd(0.1)}
     return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step", TIMED)
@@ -116,7 +117,7 @@ def test_a_nan_is_selected_so_that_it_stops_the_run():
 
 
 def test_a_row_of_tokens_has_the_mean_loss_of_its_tokens():
-    """Compare two texts: a long one with a small loss at each token, and a short one with a larger loss."""
+    """Compare two texts with one wrong token each, of four tokens and of two."""
     x = jax.nn.one_hot(jnp.zeros((2, 4), int), CLASSES)
     label = jnp.array([[1, 0, 0, 0], [1, 0, 0, 0]])
     mask = jnp.array([[1.0, 1, 1, 1], [1, 1, 0, 0]])
@@ -128,7 +129,7 @@ def test_a_row_of_tokens_has_the_mean_loss_of_its_tokens():
     seen.clear()
     jax.jit(step.update)(state, (), rows)
     jax.effects_barrier()
-    assert seen == [[1]]  # the sums of both would be nearly equal, and larger for the first
+    assert seen == [[1]]  # the sum of the first text is larger, and its mean smaller
 
 
 def test_the_scores_of_pairs_are_those_of_contrastive_in_both_directions():
@@ -167,6 +168,79 @@ def test_the_scores_of_pairs_are_those_of_contrastive_in_both_directions():
     wanted = np.sort(np.argsort(-score)[:3])
     assert seen == [wanted.tolist()] and wanted.tolist() != [0, 1, 2]
     assert_close(metrics["selection/selected"].compute(), score[wanted].mean())
+
+
+def test_the_teacher_whose_loss_counts_can_be_chosen():
+    """Let the first teacher be sure of the wrong labels, and the second of the right classes."""
+    rows, misled = batch(WRONG), Variables({"kernel": 4 * jnp.roll(jnp.eye(CLASSES), 1, axis=1)}, {})
+    for teacher, is_chosen in ((0, WRONG != RIGHT), (1, WRONG == RIGHT), (-2, WRONG != RIGHT)):
+        seen = []
+        spec = f"batch_selection(loss=cross_entropy(), share=0.5, teacher={teacher})"
+        step = build(spec, linear(seen), (linear(), linear()))
+        state = step.init(KEY, (misled, KNOWS), rows)
+        seen.clear()
+        jax.jit(step.update)(state, (misled, KNOWS), rows)
+        jax.effects_barrier()
+        assert seen == [np.flatnonzero(is_chosen).tolist()] and step.selection.teacher == teacher % 2
+
+
+def test_a_class_that_the_teacher_lacks_has_no_infinite_mean():
+    rows = batch(np.where(np.arange(ROWS) == 0, 2, np.arange(ROWS) % 2))
+    lacking = lambda: Model(
+        lambda key, rows: ({}, {}),
+        lambda params, state, rows, *, train, key: (
+            Outputs(jnp.zeros((len(rows["mask"]), CLASSES)).at[:, 2].set(-jnp.inf)),
+            state,
+        ),
+    )
+    none = Variables({}, {})
+    step = build("batch_selection(loss=cross_entropy(), share=0.25)", linear(), (lacking(),))
+    _, metrics = jax.jit(step.update)(step.init(KEY, (none,), rows), (none,), rows)
+    assert_close(metrics["selection/all"].compute(), np.log(3) - np.log(2))
+    assert metrics["selection/all"].count == ROWS - 1
+
+
+def test_pairs_under_pmap_are_selected_as_under_jit():
+    draw, count = np.random.default_rng(1), 8 * jax.local_device_count()
+    x = {name: jnp.asarray(draw.normal(size=(count, 4)), jnp.float32) for name in ("a", "b", "c", "d")}
+    rows = {"train": x | {"mask": jnp.ones(count).at[3].set(0.0)}}
+
+    def towers(image, text):
+        def apply(params, state, rows, *, train, key):
+            embedding = rows[image] @ params["kernel"]
+            scale = jnp.full(len(embedding), 5.0)
+            return Outputs(embedding, embedding=embedding, text_embedding=rows[text], scale=scale), state
+
+        return Model(lambda key, rows: ({"kernel": jnp.eye(4)}, {}), apply)
+
+    frozen = (Variables({"kernel": jnp.eye(4)}, {}),)
+    term = {"contrastive": WeightedTerm(build_loss("contrastive"))}
+    step = build("batch_selection(loss=contrastive(), share=0.25)", towers("a", "b"), (towers("c", "d"),), **term)
+    state = step.init(KEY, frozen, rows)
+    wanted, metrics = jax.jit(step.update)(state, frozen, rows)
+    split = jax.tree.map(lambda x: x.reshape(jax.local_device_count(), 8, *x.shape[1:]), rows)
+    found, mapped = jax.pmap(step.update, axis_name=PMAP_AXIS, in_axes=(None, None, 0))(state, frozen, split)
+    assert_close(found.params["student"]["kernel"][0], wanted.params["student"]["kernel"], rtol=1e-5, atol=1e-6)
+    for name in ("selection/selected", "selection/all", "terms/contrastive"):
+        assert_close(jax.tree.map(lambda x: x[0], mapped[name]).compute(), metrics[name].compute(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["batch_selection(loss=kd(), by='hard')", "batch_selection(loss=cross_entropy())"])
+def test_a_score_that_reads_a_teacher_needs_one(spec):
+    with pytest.raises(ValueError, match="there is no teacher 0; the config has 0"):
+        build(spec, linear(), ())
+
+
+def test_a_teacher_with_its_own_tokens_is_refused_unless_its_loss_does_not_count():
+    x, ids = jax.nn.one_hot(jnp.zeros((2, 4), int), CLASSES), jnp.ones((2, 4), jnp.int32)
+    rows = {"train": {"x": x, "label": ids, "mask": jnp.ones((2, 4)), "index": jnp.arange(2)}}
+    apply = lambda params, state, rows, *, train, key: (Outputs(rows["x"], spans=TokenSpans(ids, ids)), state)
+    teacher, none = Model(lambda key, rows: ({}, {}), apply), Variables({}, {})
+    start = lambda by: build(f"batch_selection(loss=cross_entropy(), share=0.5, by={by!r})", linear(), (teacher,)).init
+    start("hard")(KEY, (none,), rows)
+    for by in ("learnability", "easy"):
+        with pytest.raises(ValueError, match="has its own tokens, and the labels are the student's"):
+            start(by)(KEY, (none,), rows)
 
 
 @pytest.mark.parametrize(

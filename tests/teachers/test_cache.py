@@ -118,7 +118,7 @@ def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taugh
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=4))"}}}, "objective.kd", "which is 2"),
         ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
-        ({"step": "batch_selection(loss=kd(), share=0.5)"}, "step", "which drawn classes do not tell"),
+        ({"step": "batch_selection(loss=kd(), share=0.5)"}, r"teachers\.big\.cache", "which needs all its logits"),
     ],
 )
 def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, said):
@@ -128,6 +128,17 @@ def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, 
     select = differences.get("data", {}).get("select", "").replace("CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=rf"^{path}: .*{said}"):
         check_config(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
+
+
+def test_a_cache_of_the_largest_logits_does_not_tell_a_teachers_own_loss(taught, tmp_path):
+    made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache", ", top=2")
+    cache.write(made, quiet())
+    step = "batch_selection(loss=cross_entropy(), share=0.5{})"
+    with pytest.raises(
+        ConfigError, match=r"^teachers\.big\.cache: .* needs all its logits\. Use outputs\(\.\.\.\) without top="
+    ):
+        check_config(differ(made, step=step.format("")), tmp_path / "never")
+    check_config(differ(made, step=step.format(", by='hard'")), tmp_path / "never")  # reads no loss of the teacher
 
 
 @pytest.mark.slow

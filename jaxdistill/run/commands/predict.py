@@ -33,6 +33,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command; None means `sys.argv[1:]`.
     """
     parser = Parser("jaxdistill predict", __doc__, EPILOG)
+    names = lambda text: tuple(name.strip() for name in text.split(","))
     columns = lambda text: tuple(name for name in text.split(",") if name)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or of a model, such as RUN/student/hub")
     parser.add_argument("--input", required=True, metavar="FILE", help="the records")
@@ -41,7 +42,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", default=(), metavar="COLUMN,...", type=columns, help="columns of texts")
     parser.add_argument("--image", default=(), metavar="COLUMN", type=columns, help="column of images")
     parser.add_argument("--features", default=(), metavar="COLUMN,...", type=columns, help="columns of numbers")
-    parser.add_argument("--classes", default=(), metavar="NAME,...", type=columns, help="classify images by these "
+    parser.add_argument("--classes", default=None, metavar="NAME,...", type=names, help="classify images by these "
                         "texts (zero-shot); for a model of images and texts")  # fmt: skip
     parser.add_argument("--template", default=[], metavar="TEXT", action="append", help="text of a class, with {} for "
                         "its name, such as 'a picture of a {}'; may be repeated; default: the name")  # fmt: skip
@@ -52,10 +53,17 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> int:
-        if options.template and not options.classes:
+        if options.template and options.classes is None:
             raise ConfigError("--template", "is a text of a class, and --classes is not set. Set both, or neither.")
         if options.run.is_file():
             raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
+        from jaxdistill.export.zero_shot import PLACE, check_classes
+
+        templates = tuple(options.template) or (PLACE,)
+        if options.classes is not None:
+            check_classes(options.classes, templates)
+            if options.text:
+                raise ConfigError("--text", "is not read, since the texts are those of --classes. Leave it out.")
         from jaxdistill.run.output_checks import check_output
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
 
@@ -68,9 +76,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         named = {"text": options.text, "image": options.image, "features": options.features}
         chosen = {argument: names for argument, names in named.items() if names}
         text_format = TextFormat(options.encoding, options.delimiter)
-        if options.classes:
-            names = tuple(name.strip() for name in options.classes)
-            predictor = predictor.zero_shot(names, tuple(options.template) or ("{}",))
+        if options.classes is not None:
+            predictor = predictor.zero_shot(options.classes, templates)
         count = predict_file(predictor, options.input, options.output, chosen, text_format)
         seconds = time.perf_counter() - start
         sys.stdout.write(f"{count:,} records in {seconds:.1f} s; predictions are in {options.output}\n")

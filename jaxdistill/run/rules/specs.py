@@ -3,11 +3,8 @@
 A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
 """
 
-import inspect
-
 from jaxdistill.core import manifest, registry, seal
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.core.interfaces import Term
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.core.spec import parse
 from jaxdistill.models.build import build_model
@@ -160,18 +157,12 @@ def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
     """Require that loss terms stay unbiased if a cache holds classes drawn from the teacher's distribution, not logits.
 
     The gradient of a term is unbiased if the term is linear in the teacher's probabilities, uses the temperature at
-    which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`). A training algorithm
-    that computes the teacher's own loss needs all its logits.
+    which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`).
     """
-    factory = registry.steps[parse(view.config.step, "step").name]
-    scores_teachers = Term in inspect.get_annotations(factory, eval_str=True).values()
     for teacher in view.teacher_configs.values():
         if not teacher.cache:
             continue
         encoding = parse_encoding(teacher.cache, f"{teacher.path}.cache")
-        if encoding.draws and scores_teachers:
-            problem = f"{view.config.step!r} needs the teacher's loss on each row, which drawn classes do not tell"
-            raise ConfigError("step", f"{problem}. Cache outputs(...) of {teacher.path}.")
         for name, (term, *_) in view.components.terms.items():
             if not encoding.draws or "teacher" not in term.needs:
                 continue

@@ -16,6 +16,7 @@ from jaxdistill.models.abstract import abstract_outputs, embeds, has_pairs
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.views import KEY, StageView
+from jaxdistill.teachers.cache import parse_encoding
 
 
 def student_has_the_classes(view: StageView) -> None:
@@ -198,15 +199,35 @@ def _wrong_update(state: TrainState, out: Any) -> str:
 
 
 def selected_rows_divide(view: StageView) -> None:
-    """Require that the rows on which a training algorithm trains are split evenly over devices and microbatches.
-
-    Most algorithms train on all rows of a batch, which other rules check. See `Step.share`.
-    """
-    share, rows = view.parts.step.share, view.config.batch_size
+    """Require that the rows that a training algorithm selects are split evenly over devices and microbatches."""
+    selection, rows = view.parts.step.selection, view.config.batch_size
+    if selection is None:
+        return
     split = view.mesh.shape["data"] * view.mesh.shape["fsdp"] * view.config.accumulate
-    if (share < 1 and abs(share * rows - round(share * rows)) > 1e-6) or round(share * rows) % split:
+    count = round(selection.share * rows)
+    if count < 1 or abs(selection.share * rows - count) > 1e-6 or count % split:
         cure = f"Choose a share or a batch_size that gives a multiple of {split} (mesh.data x mesh.fsdp x accumulate)"
-        raise ConfigError("step", f"{share:g} of {rows} rows are {share * rows:g} selected rows. {cure}.")
+        shown = f"{selection.share:g} of {rows} rows are {selection.share * rows:g} selected rows"
+        raise ConfigError("step", f"{shown}. {cure}.")
+
+
+def rows_can_be_scored(view: StageView) -> None:
+    """Require that a training algorithm that selects rows can compute the losses by which it scores them.
+
+    The teacher's own loss on a row needs all its logits, and the scores are computed without chunks.
+    """
+    selection = view.parts.step.selection
+    if selection is None:
+        return
+    if view.config.chunks > 1:
+        problem = f"{view.config.step!r} scores rows by whole logits, not in {view.config.chunks} chunks"
+        raise ConfigError("step", f"{problem}. Set chunks=1, or another step.")
+    if selection.teacher is not None:
+        teacher = [*view.teacher_configs.values()][selection.teacher]
+        encoding = parse_encoding(teacher.cache, f"{teacher.path}.cache") if teacher.cache else None
+        if encoding and (encoding.draws or encoding.top):
+            problem = f"{view.config.step!r} reads the teacher's loss on each row, which needs all its logits"
+            raise ConfigError(f"{teacher.path}.cache", f"{problem}. Use outputs(...) without top=, or by='hard'.")
 
 
 def step_initialises(view: StageView) -> None:

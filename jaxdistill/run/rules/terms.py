@@ -163,7 +163,10 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
     Such logits are no scores of classes: they compare the rows of one batch, and their columns are the texts of the
     batch (under pmap, only the texts on the same device).
     """
-    for name, (term, *_) in view.terms.items():
+    terms = {f"objective.{name}": term for name, (term, *_) in view.terms.items()}
+    if selection := view.parts.step.selection:
+        terms["step"] = selection.loss
+    for path, term in terms.items():
         signals = view.signals.get(term.stream)
         if signals is None or not has_pairs(signals.student):
             continue
@@ -173,7 +176,7 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
             known = ", ".join(each for each in losses if losses[each].__module__.startswith(pairs.__name__))
             cure = f"Choose {known} or a loss of hidden states"
             problem = "it reads classes, and a model with two towers has none: its logits compare the rows of a batch"
-            raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
+            raise ConfigError(path, f"{problem}. {cure}.")
 
 
 def _values(term: Term, signals: Any, key: Any) -> Any:

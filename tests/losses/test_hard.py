@@ -14,6 +14,8 @@ from terms import build_loss, loss_values
 from jaxdistill.core import hardness, registry
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.losses.logits.hard import hardness_weights
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
+from jaxdistill.losses.term import stateless
 
 KEY = jax.random.key(0)
 P = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
@@ -109,6 +111,29 @@ def test_tokens_are_ranked_as_rows_are_and_a_loss_keeps_its_params_and_its_own_m
     )
     spec = "hard(loss=hidden(layers='last'), by='loss')"
     assert build_loss(spec).init(KEY, seen)[0] and loss_values(spec, seen).shape == (2, 3)
+
+
+def test_the_weight_of_a_row_is_its_loss_also_below_one():
+    seen = batches.signals()
+    values = loss_values("jsd(temperature=1.0)", seen)
+    values = values[np.asarray(seen.mask) != 0]
+    assert values.max() < 1
+    assert_close(mean("hard(loss=jsd(temperature=1.0), by='loss')", seen), (values**2).sum() / values.sum())
+
+
+def test_a_negative_loss_has_no_weight():
+    @registry.losses.register
+    def lowered(by: float):
+        return stateless(lambda signals: softmax_cross_entropy(signals.student.logits, signals.batch["label"]) - by)
+
+    seen = batches.signals()
+    values = loss_values("cross_entropy", seen)[np.asarray(seen.mask) != 0]
+    by = float(np.median(values))
+    values = values - by
+    weights = np.maximum(values, 0)
+    assert_close(
+        mean(f"hard(loss=lowered(by={by}), by='loss')", seen), (weights * values).sum() / weights.sum(), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ def test_a_teacher_of_all_classes_changes_nothing(loss):
     assert_close(values(known(loss), signals()), values(loss, signals()))
 
 
+def test_it_needs_what_the_loss_needs():
+    assert build_loss("known_classes(loss=jacobian())").needs == {"teacher", "input_gradients"}
+
+
 def test_it_is_not_linear_in_the_teacher():
     """Check the mark that keeps caches of drawn classes away, in which the classes not drawn look unknown."""
     assert not build_loss("known_classes(loss=kd())").linear and build_loss("kd()").linear

@@ -52,4 +52,4 @@ def known_classes(loss: Term) -> Term:
         known = signals.teacher.logits != -jnp.inf
         return replace(signals, student=replace(signals.student, logits=jnp.where(known, student, -jnp.inf)))
 
-    return on_signals(loss, masked)._replace(linear=False, needs=loss.needs | {"teacher"})
+    return on_signals(loss, masked)._replace(linear=False)

@@ -331,7 +331,10 @@ def test_what_does_not_fit_is_told_with_the_cure(spec, fields, said):
         values(spec, world(dtype="float32", **fields))
 
 
-@pytest.mark.parametrize("spec", ["minilm2(relation_heads=0)", "minilm2(2, weights=(0, 0, 0))", "minilm('unifrom')"])
+WRONG = ["minilm2(0)", "minilm2(2, weights=(0, 0, 0))", "minilm2(2, weights=(1, -0.5, 1))", "minilm('unifrom')"]
+
+
+@pytest.mark.parametrize("spec", WRONG)
 def test_a_wrong_argument_fails_before_any_model_exists(spec):
     with pytest.raises(ConfigError, match=r"at least|unknown layer map"):
         build_loss(spec)

@@ -222,6 +222,14 @@ def test_a_term_of_weight_zero_is_in_no_mean_of_gradnorm():
     assert_close(beside.params["weights"][:2], alone.params["weights"])
 
 
+def test_a_first_loss_of_zero_counts_as_no_progress():
+    """Check that the first update does not see the losses: the progress of every term is 1, even of one at 0."""
+    terms = lambda floor: {"a": bowl((-1.0, 0.0), scale=2.5, floor=floor), "b": bowl((1.0, 2.0), scale=2.0)}
+    at_zero, above = (run(world("gradnorm", (1.0, 0.0), terms(floor), weights=0.01), 1)[0] for floor in (-5.0, 1.0))
+    assert_close(at_zero.params["weights"], above.params["weights"])
+    assert at_zero.params["weights"][0] < 1 < at_zero.params["weights"][1]
+
+
 def test_a_term_that_trains_slowly_is_favoured():
     """Check that a loss that hardly falls gets the larger weight; at first, both gradients are equally long."""
     terms = {"quick": bowl((0.5, 0.5)), "slow": bowl((1.0, 0.0), floor=10.0)}

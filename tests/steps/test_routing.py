@@ -21,7 +21,7 @@ from jaxdistill.core.types import Outputs
 from jaxdistill.run.config import differ
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.stages import Stage
-from jaxdistill.steps.routing import STREAMS, _loss_with_entropy_floor
+from jaxdistill.steps.routing import STREAMS, _loss_with_entropy_floor, _policy_gradient
 
 KEY = jax.random.key(0)
 
@@ -63,6 +63,17 @@ def accuracy(student: Model, state, batch) -> float:
     say = jax.jit(lambda *variables: student.apply(*variables, batch, train=False, key=KEY)[0].logits)
     logits = np.asarray(say(state.params["student"], state.state["student"]))
     return float((logits.argmax(-1) == np.asarray(batch["label"])).mean())
+
+
+def test_the_reward_is_standardised_over_the_rows_that_count():
+    draw, mask = np.random.default_rng(0), jnp.ones(40).at[7].set(0.0)
+    log_p = jnp.asarray(draw.normal(size=(2, 40)), jnp.float32)
+    weights = jnp.full((2, 40), 0.5)
+    of = lambda log_p: np.asarray(_policy_gradient(weights, log_p, mask, jax.random.key(0)))
+    assert_close(of(3 * log_p + 1), of(log_p), rtol=1e-4)
+    advantages = of(log_p)[np.asarray(mask) != 0] / np.log(2)  # -advantage * log(1 / 2)
+    assert_close(np.mean(advantages**2), 1.0, rtol=1e-3)
+    assert abs(np.mean(advantages)) < 1e-3
 
 
 @pytest.mark.sampled("calibration")

@@ -22,7 +22,7 @@ examples:
   jaxdistill predict runs/reviews --input new.csv --output predicted.csv
   jaxdistill predict runs/reviews --model control --input new.jsonl --output predicted.jsonl --text body
   jaxdistill predict runs/pets --input photos/ --output predicted.parquet
-  jaxdistill predict runs/clip --input photos/ --output predicted.csv --classes "cat,dog" --template "a photo of a {}"
+  jaxdistill predict runs/clip --input photos/ --image image --output predicted.csv --classes "cat,dog"
 """
 
 

@@ -2,10 +2,12 @@
 
 from device_mistakes import DEVICE_MISTAKES
 from optimizer_mistakes import OPTIMIZER_MISTAKES
+from selection_mistakes import SELECTION_MISTAKES
 
 MISTAKES = {
     **DEVICE_MISTAKES,
     **OPTIMIZER_MISTAKES,
+    **SELECTION_MISTAKES,
     "an unknown key": (["stepss=3"], "stepss", "'stepss'", "Did you mean 'steps'?"),
     "an unknown key of a section": (["evaluate.everyy=3"], "evaluate.everyy", "'everyy'", "Did you mean 'every'?"),
     "an unknown key of an entry": (["teachers.big.modl=mlp()"], "teachers.big.modl", "'modl'", "Did you mean 'model'?"),
@@ -33,31 +35,6 @@ MISTAKES = {
         "give one for each",
     ),
     "an unknown step": (["step=ofline()"], "step", "'ofline'", "Did you mean 'offline'?"),
-    "selected rows that are no whole number": (
-        ["step=batch_selection(loss=cross_entropy(), share=0.3)"],
-        "step",
-        "0.3 of 32 rows are 9.6 selected rows",
-        "Choose a share or a batch_size that gives a multiple of 1",
-    ),
-    "selected rows that microbatches do not divide": (
-        ["step=batch_selection(loss=cross_entropy(), share=0.34375)", "accumulate=2"],
-        "step",
-        "0.34375 of 32 rows are 11 selected rows",
-        "that gives a multiple of 2 (mesh.data x mesh.fsdp x accumulate)",
-    ),
-    "no selected row": (
-        ["step=batch_selection(loss=cross_entropy(), share=0.00001)"],
-        "step",
-        "1e-05 of 32 rows are 0.00032 selected rows",
-        "Choose a share",
-    ),
-    "a step with a dict as a loss": (["step=batch_selection(loss={'a': 1})"], "step", "is no loss", "Give the spec"),
-    "a step with a loss that is none": (
-        ["step=batch_selection(loss=4, share=0.5)"],
-        "step",
-        "4 is no loss",
-        "Give the spec string of one of",
-    ),
     "an unknown transform": (["data.augment=('shft(pixels=1)',)"], "data.augment", "'shft'", "Did you mean 'shift'?"),
     "an unknown selection": (["data.select=radom(share=0.1)"], "data.select", "'radom'", "Did you mean 'random'?"),
     "a share of nothing": (

@@ -23,7 +23,8 @@ from rich.console import Console
 from experiments.languages.vectors import sentence_vectors
 from jaxdistill.core import packages
 from jaxdistill.core.registry import datasets
-from jaxdistill.data.builders.class_hierarchy import Concept, obo, read_concepts, related_graph
+from jaxdistill.data.builders.class_hierarchy import related_graph
+from jaxdistill.data.builders.ontologies import Concept, obo, read_concepts
 from jaxdistill.data.builders.texts import text_hash
 from jaxdistill.evaluation.comparison import mean_and_interval, paired
 from jaxdistill.evaluation.report.formats import aligned

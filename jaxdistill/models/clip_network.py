@@ -16,7 +16,7 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.towers import pair_outputs
-from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
+from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm, run_blocks
 
 
 class TextTower(nnx.Module):
@@ -122,15 +122,10 @@ class ImageTower(nnx.Module):
     ) -> tuple[Array, tuple[Array, ...], tuple[AttentionHeads, ...]]:
         x = self.embed(batch["image"])
         x = nudged(x if self.before is None else by_rows(self.before(x)), batch, 0)
-        states, attentions = [x], []
-        for number, block in enumerate(self.blocks):
-            x, heads = block(x, train, jax.random.fold_in(key, number))
-            x = nudged(x, batch, number + 1)
-            states.append(x)
-            attentions.append(heads)
+        x, states, attentions = run_blocks(self.blocks, x, batch, train, key)
         pooled = by_rows(self.norm(by_rows(x[:, 0]))) if self.pool is None else self.pool(by_rows(self.norm(x)))
         pooled = pooled if self.projection is None else by_rows(self.projection(pooled))
-        return pooled, tuple(states), tuple(attentions)
+        return pooled, states, attentions
 
 
 class TwoTowers(nnx.Module):

@@ -28,6 +28,7 @@ from jaxdistill.models.transformer import (
     layer_norm,
     require_image,
     require_squares,
+    run_blocks,
     weight_and_bias_rules,
 )
 from jaxdistill.models.vit import BLOCK as VIT_BLOCK
@@ -137,19 +138,14 @@ class DINOv2(nnx.Module):
 
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         x = nudged(self.embed(batch["image"]), batch, 0)
-        states, attentions = [x], []
-        for number, block in enumerate(self.blocks):
-            x, heads = block(x, train, jax.random.fold_in(key, number))
-            x = nudged(x, batch, number + 1)
-            states.append(x)
-            attentions.append(heads)
+        x, states, attentions = run_blocks(self.blocks, x, batch, train, key)
         x = by_rows(self.norm(x))
         embedding = x[:, 0]  # [batch, width]
         if self.head is None:
-            return Outputs(embedding, tuple(states), tuple(attentions), embedding)
+            return Outputs(embedding, states, attentions, embedding)
         patches = by_rows(jnp.mean(x[:, self.first_patch :], axis=1))
         logits = by_rows(self.head(jnp.concatenate([embedding, patches], axis=-1)))
-        return Outputs(logits, tuple(states), tuple(attentions), embedding)
+        return Outputs(logits, states, attentions, embedding)
 
 
 @models.register

@@ -4,7 +4,7 @@ The paper is Attention Is All You Need. Unlike in the paper, the norm precedes a
 has the patch embedding, and the checks and weight-loading rules that these families share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from jaxdistill.core.collectives import by_rows
-from jaxdistill.core.types import Array, AttentionHeads
+from jaxdistill.core.types import Array, AttentionHeads, RowsLike
 from jaxdistill.models.hub.family import Layout, Rule
-from jaxdistill.models.layers import ACTIVATIONS, pixels, require_dropout_rate
+from jaxdistill.models.layers import ACTIVATIONS, nudged, pixels, require_dropout_rate
 from jaxdistill.models.layers import dropout as drop
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
@@ -127,6 +127,27 @@ class Block(nnx.Module):
     def of_mlp(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
         """Return what is added to the residual stream, from the output of the perceptron; a subclass may scale it."""
         return x
+
+
+def run_blocks(
+    blocks: Iterable[Block], x: Float[Array, "batch length width"], batch: RowsLike, train: bool, key: Array
+) -> tuple[Float[Array, "batch length width"], tuple[Array, ...], tuple[AttentionHeads, ...]]:
+    """Run blocks without a mask, such as those of images; return the output, the hidden states and the attention heads.
+
+    Args:
+        blocks: the blocks, in order.
+        x: their input, which is the first hidden state.
+        batch: the arrays of the batch, in which a loss may ask for gradients in the hidden states; see `nudged`.
+        train: True to apply dropout.
+        key: PRNG key of the dropout.
+    """
+    states, attentions = [x], list[AttentionHeads]()
+    for number, block in enumerate(blocks):
+        x, heads = block(x, train, jax.random.fold_in(key, number))
+        x = nudged(x, batch, number + 1)
+        states.append(x)
+        attentions.append(heads)
+    return x, tuple(states), tuple(attentions)
 
 
 class Patches(nnx.Module):

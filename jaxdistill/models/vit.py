@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -30,6 +29,7 @@ from jaxdistill.models.transformer import (
     layer_norm,
     require_image,
     require_squares,
+    run_blocks,
     weight_and_bias_rules,
 )
 
@@ -54,18 +54,13 @@ class ViT(nnx.Module):
 
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         x = nudged(self.embed(batch["image"]), batch, 0)
-        states, attentions = [x], []
-        for number, block in enumerate(self.blocks):
-            x, heads = block(x, train, jax.random.fold_in(key, number))
-            x = nudged(x, batch, number + 1)
-            states.append(x)
-            attentions.append(heads)
+        x, states, attentions = run_blocks(self.blocks, x, batch, train, key)
         x = by_rows(self.norm(x))
         pooled = x[:, 0] if self.tokens else by_rows(jnp.mean(x, axis=1))  # [batch, width]
         logits = by_rows(self.head(pooled))
         if self.distilled_head is not None:
             logits = by_rows((logits + self.distilled_head(x[:, 1])) / 2)
-        return Outputs(logits, tuple(states), tuple(attentions), pooled)
+        return Outputs(logits, states, attentions, pooled)
 
 
 def _model(stack: Stack, patch: int, tokens: int, classes: int, image: int | None, channels: int | None) -> Model:

@@ -11,7 +11,7 @@ from terms import build_loss
 from terms import loss_values as values
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.builders import class_hierarchy
+from jaxdistill.data.builders import class_hierarchy, ontologies
 from jaxdistill.losses.relations import edges
 from jaxdistill.losses.relations.edges import MAX_NODES
 
@@ -119,7 +119,7 @@ def test_a_class_may_be_unknown(name, wordnet):
 
 def test_the_nearest_common_ancestor_counts_where_ways_part():
     parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
-    known = class_hierarchy.Hierarchy(parents, {})
+    known = ontologies.Hierarchy(parents, {})
     assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
     for least in (0.0, 0.25):
         graph = class_hierarchy.related_graph(["a", "d", "e"], known, least)

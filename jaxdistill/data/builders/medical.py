@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import tensorflow_datasets as tfds
 
 from jaxdistill.core import packages
-from jaxdistill.data.builders.class_hierarchy import Concept, read_concepts
+from jaxdistill.data.builders.ontologies import Concept, read_concepts
 from jaxdistill.data.builders.texts import Record, Texts, text_hash
 
 ONE_IN = 2  # one phenotype in two is for the test, so that its names are more than 5,000

@@ -49,15 +49,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2},
 }
 BY_SHORTER_EDGE = ("Bit", "CLIP", "ConvNext", "Siglip")  # a single number as size means the shorter edge; else a square
-BY_MODEL = {  # model type -> processor class
-    "clip": "CLIP",
-    "deit": "DeiT",
-    "dinov2": "Bit",
-    "dinov2_with_registers": "Bit",
-    "resnet": "ConvNext",
-    "siglip": "Siglip",
-    "vit": "ViT",
-}
+BY_MODEL = {"clip": "CLIP", "deit": "DeiT", "resnet": "ConvNext", "siglip": "Siglip", "vit": "ViT"}
+BY_MODEL |= dict.fromkeys(("dinov2", "dinov2_with_registers"), "Bit")
 
 
 class Recipe(NamedTuple):

@@ -127,7 +127,9 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
     check_name(name, folder, name_path)
     if _base(name) in datasets:
         source = _registered_source(name, split, folder, path, key)
-        return _checked_records(source, source, name_path)
+        records = _checked_records(source, source, name_path)
+        records.check_repeatable(name_path)
+        return records
     builder = _prepare(name, folder, name_path)
     try:
         source = builder.as_data_source(split)

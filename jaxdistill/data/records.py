@@ -9,6 +9,7 @@ from jaxdistill.core.errors import ConfigError, DamageError, one_line, user_loca
 
 Stack = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], dict[str, np.ndarray]]
 IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in every epoch costs more than a small step
+REREAD = 8  # examples that are read twice to see whether a data set returns the same each time
 
 
 class Records:
@@ -75,6 +76,27 @@ class Records:
         if self.in_memory:
             return {field: column[indices] for field, column in self._columns.items()}
         return self._read(indices.tolist())
+
+    def check_repeatable(self, path: str) -> None:
+        """Require that the first examples have the same values when the source is read again.
+
+        Otherwise a cache, a second epoch or a resumed run would read other examples than the first epoch.
+
+        Args:
+            path: config key of the data set, for the error message.
+
+        Raises:
+            ConfigError: an example has changed.
+        """
+        numbers = range(min(REREAD, self._length))
+        again = self._read(numbers)
+        for field, column in self.take(np.asarray(numbers)).items():
+            for number in numbers:
+                first, second = np.asarray(column[number]), np.asarray(again[field][number])
+                if first.shape != second.shape or first.tobytes() != second.tobytes():
+                    cure = "Let a record depend on its number alone; random changes belong into data.augment"
+                    problem = f"record {number}, field {field!r}: it has another value when it is read again"
+                    raise ConfigError(path, f"{problem}. {cure}.")
 
     def _problem(self, error: IndexError, indices: Sequence[int]) -> str:
         """Return an error message that explains why reading the records `indices` raised an IndexError.

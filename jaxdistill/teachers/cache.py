@@ -86,8 +86,14 @@ def parse_encoding(value: str, path: str) -> Encoding:
     Args:
         value: spec string of the cache, such as "outputs(folder='...')".
         path: key of the config for error messages, such as `teachers.big.cache`.
+
+    Raises:
+        ConfigError: the value cannot be parsed, or names a file.
     """
-    return caches.build(value, path)
+    encoding: Encoding = caches.build(value, path)
+    if Path(encoding.folder).expanduser().is_file():
+        raise ConfigError(path, f"{encoding.folder!r} is a file; give the folder that `jaxdistill cache` writes.")
+    return encoding
 
 
 def store_folder(encoding: Encoding, stream: str) -> Path:

@@ -122,10 +122,10 @@ def test_whole_numbers_of_other_types_are_no_pixels(dtype, monkeypatch, tmp_path
 def test_the_type_of_a_field_is_that_of_its_first_record_in_every_batch(monkeypatch, tmp_path):
     """Check that a record of another dtype is refused, because it would change the pixels of its whole batch."""
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
-    records = opened([{"image": IMAGE}] * 3 + [{"image": IMAGE.astype(np.float16)}], monkeypatch, tmp_path)
+    records = opened([{"image": IMAGE}] * 9 + [{"image": IMAGE.astype(np.float16)}], monkeypatch, tmp_path)
     records.take(np.array([0]))
-    with pytest.raises(ConfigError, match="record 3, field 'image': it has the type float16"):
-        records.take(np.array([3]))
+    with pytest.raises(ConfigError, match="record 9, field 'image': it has the type float16"):
+        records.take(np.array([9]))
 
 
 def test_a_missing_field_is_named(monkeypatch, tmp_path):
@@ -151,10 +151,10 @@ def test_classes_are_a_number(classes, monkeypatch, tmp_path):
 def test_what_is_read_later_is_checked_too(monkeypatch, tmp_path):
     """Check records that a thread reads when their batch is made, as if the data did not fit into memory."""
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
-    records = opened(own(3, label=7), monkeypatch, tmp_path)
-    batches = train_stream(records, batch_size=6, seed=0, transforms=(), rows=slice(6))
+    records = opened(Own(own(0) + own(3, label=7)), monkeypatch, tmp_path)
+    batches = train_stream(records, batch_size=12, seed=0, transforms=(), rows=slice(12))
     assert isinstance(batches, grain.DatasetIterator)
-    with pytest.raises(ConfigError, match="record 3, field 'label': 7 is not a class"):
+    with pytest.raises(ConfigError, match="record 9, field 'label': 7 is not a class"):
         next(batches)
 
 
@@ -225,3 +225,19 @@ def test_vectors_of_several_lengths_are_named(monkeypatch, tmp_path):
         ConfigError, match=r"the shape \[2\] in one record and another shape in another. Give all records"
     ):
         without_text(records.take(np.arange(2)))  # the third shape is not in this batch
+
+
+@pytest.mark.parametrize("depends_on_number_alone", [True, False])
+def test_records_that_change_when_they_are_read_again_are_named(depends_on_number_alone, monkeypatch, tmp_path):
+    numbers = np.random.default_rng(0)
+
+    class Noisy(Own):
+        def __getitem__(self, number):
+            source = np.random.default_rng(number) if depends_on_number_alone else numbers
+            return {**super().__getitem__(number), "x": source.normal(size=1)}
+
+    if depends_on_number_alone:
+        assert len(opened(Noisy(own(0)), monkeypatch, tmp_path)) == 6
+    else:
+        with pytest.raises(ConfigError, match=r"data\.name: record 0, field 'x': it has another value when it is read"):
+            opened(Noisy(own(0)), monkeypatch, tmp_path)

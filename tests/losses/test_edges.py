@@ -175,7 +175,7 @@ def test_wrong_words_and_files_are_named_in_a_short_line(words, said, wordnet, t
 def test_by_default_concepts_ten_steps_apart_are_not_related(tmp_path, capsys):
     chain = "".join(f"[Term]\nid: X:{n}\nname: n{n}\nis_a: X:{n - 1}\n\n" for n in range(1, 12))
     (tmp_path / "x.obo").write_text(f"[Term]\nid: X:0\nname: n0\n\n{chain}")
-    words = ["--source", str(tmp_path / "x.obo"), "--out", str(tmp_path / "edges.json")]
+    words = ["--source", str(tmp_path / "x.obo"), "--out", str(tmp_path / "edges.json"), "--overwrite"]
     assert class_hierarchy.run(["--classes", "n0, n9", *words]) == 0 and "1 of 1 pairs" in capsys.readouterr().out
     assert class_hierarchy.run(["--classes", "n0, n10", *words]) == 2 and "are related" in capsys.readouterr().err
 
@@ -202,6 +202,10 @@ def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     written = "((0, 1, 0.333333), (0, 2, 0.166667), (1, 2, 0.166667))"
     for spec in ("graph(edges={})", "related_labels(edges={}, share=0.4)"):
         assert_close(values(spec.format(repr(str(out))), seen), values(spec.format(written), seen))
+    again = ["--classes", "cat, dog", "--out", str(out), "--source", str(wordnet)]
+    assert class_hierarchy.run(again) == 2 and "exists; choose another file, or add --overwrite" in capsys.readouterr().err
+    assert edges.read_graph(out).names == ("cat", "dog", "car")
+    assert class_hierarchy.run([*again, "--overwrite"]) == 0 and edges.read_graph(out).names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,9 @@ def test_mistakes_are_named(taught, tmp_path):
     made = with_cache(taught, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train has no cached outputs\. Write it: "):
         check_config(made, tmp_path / "never")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: '.*file' is a file; give the folder that"):
+        check_config(with_cache(taught, tmp_path / "file"), tmp_path / "never")
     with pytest.raises(ConfigError, match="no teacher has a cache"):
         cache.write(taught, quiet())
     with pytest.raises(ConfigError, match=r"the teacher has no layer 9; it has layers 0"):

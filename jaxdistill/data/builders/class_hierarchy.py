@@ -187,6 +187,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="the graph, such as edges.json")
     parser.add_argument("--source", default="wordnet", help=f"{', '.join(SOURCES)}, or a path; by default wordnet")
     parser.add_argument("--least", default=0.1, type=float, help="smallest weight of an edge; by default 0.1")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     args = parser.parse_args(argv)
     try:
         names = _names(args.classes)
@@ -194,6 +195,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--least: {args.least} is no weight of an edge; give a number from 0 to 1")
         if args.out.is_dir():
             raise ValueError(f"--out: {str(args.out)!r} is a folder; choose a file")
+        if args.out.exists() and not args.overwrite:
+            raise ValueError(f"--out: {str(args.out)!r} exists; choose another file, or add --overwrite")
         graph = related_graph(names, load_hierarchy(args.source), args.least)
         if not graph.edges:
             raise ValueError("no two of these classes are related; give a smaller --least, or other classes")

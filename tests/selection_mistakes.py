@@ -13,11 +13,23 @@ SELECTION_MISTAKES = {
         "0.34375 of 32 rows are 11 selected rows",
         "that gives a multiple of 2 (mesh.data x mesh.fsdp x accumulate)",
     ),
+    "selected rows that the devices of fsdp do not divide": (
+        ["step=batch_selection(loss=cross_entropy(), share=0.34375)", "mesh.data=1", "mesh.fsdp=2"],
+        "step",
+        "0.34375 of 32 rows are 11 selected rows",
+        "that gives a multiple of 2 (mesh.data x mesh.fsdp x accumulate)",
+    ),
     "no selected row": (
         ["step=batch_selection(loss=cross_entropy(), share=0.00001)"],
         "step",
         "1e-05 of 32 rows are 0.00032 selected rows",
         "Choose a share",
+    ),
+    "scores by a teacher of which the largest logits are sent": (
+        ["step=batch_selection(loss=cross_entropy(), share=0.5)", "teachers.big.placement=submesh(devices=1, top=2)"],
+        "teachers.big.placement",
+        "scores each row by the teacher's outputs, and needs all its logits",
+        "submesh(...) without top=",
     ),
     "a step with a dict as a loss": (["step=batch_selection(loss={'a': 1})"], "step", "is no loss", "Give the spec"),
     "a step with a loss that is none": (

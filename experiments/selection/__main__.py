@@ -79,7 +79,7 @@ STUDY = Study(
             RANDOM: {},
             "learnable rows": selected("learnability"),
             "easy rows": selected("easy"),
-            "hard rows (twin)": selected("hard"),
+            "hard rows (broken variant)": selected("hard"),
             "random rows, and kd": SOFT,
             "learnable rows, and kd": selected("learnability", **SOFT),
         }

@@ -78,9 +78,10 @@ class Records:
         return self._read(indices.tolist())
 
     def check_repeatable(self, path: str) -> None:
-        """Require that the first examples have the same values when the source is read again.
+        """Require that the first examples have the same values when the source is read again, one by one.
 
-        Otherwise a cache, a second epoch or a resumed run would read other examples than the first epoch.
+        Otherwise a cache, a second epoch or a resumed run would read other examples than the first epoch. Examples that
+        share one array, which the source overwrites, are found in the same way.
 
         Args:
             path: config key of the data set, for the error message.
@@ -89,14 +90,14 @@ class Records:
             ConfigError: an example has changed.
         """
         numbers = range(min(REREAD, self._length))
-        again = self._read(numbers)
-        for field, column in self.take(np.asarray(numbers)).items():
-            for number in numbers:
-                first, second = np.asarray(column[number]), np.asarray(again[field][number])
-                if first.shape != second.shape or first.tobytes() != second.tobytes():
-                    cure = "Let a record depend on its number alone; random changes belong into data.augment"
+        together = self.take(np.asarray(numbers))
+        for number in numbers:
+            for field, column in self._read([number]).items():
+                first, again = np.asarray(together[field][number]), np.asarray(column[0])
+                if not np.array_equal(first, again, equal_nan=first.dtype.kind == again.dtype.kind == "f"):
                     problem = f"record {number}, field {field!r}: it has another value when it is read again"
-                    raise ConfigError(path, f"{problem}. {cure}.")
+                    cure = "Let a record depend on its number alone, and return a new array for each"
+                    raise ConfigError(path, f"{problem}. {cure}; random changes belong into data.augment.")
 
     def _problem(self, error: IndexError, indices: Sequence[int]) -> str:
         """Return an error message that explains why reading the records `indices` raised an IndexError.

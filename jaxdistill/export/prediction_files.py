@@ -24,6 +24,7 @@ from jaxdistill.export.predictor import PATH as RECORDS
 
 Write = Callable[[Chunk], None]
 TEXT_FORMAT = TextFormat()
+IMAGES = "data.name"  # path of an error in an image that is read from a folder
 
 
 def predict_file(
@@ -53,11 +54,10 @@ def predict_file(
     Raises:
         ConfigError: the source cannot be read, lacks a column or has a wrong value; or the output has another format.
     """
-    writer = WRITERS.get(output.suffix.lower())
+    check_format(output)
+    writer = WRITERS[output.suffix.lower()]
     if output.is_dir():
         raise ConfigError("--output", f"{str(output)!r} is a folder. Choose a file.")
-    if writer is None:
-        raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
     output = output.resolve()  # follow links, so that the target is replaced and not the link
     try:
         place, opened = _open(source, text_format)
@@ -82,9 +82,21 @@ def predict_file(
     except TableError as problem:
         raise ConfigError("--input", str(problem)) from None
     except ConfigError as error:
+        if error.path == IMAGES:  # an image in a folder, whose path the message has
+            raise ConfigError("--input", error.message) from None
         if error.path != RECORDS:
             raise
         raise ConfigError("--input", f"{source}, {error.message}") from None
+
+
+def check_format(output: Path) -> None:
+    """Require that predictions can be written in the format that the suffix of a file names.
+
+    Raises:
+        ConfigError: the suffix is not that of a supported format.
+    """
+    if output.suffix.lower() not in WRITERS:
+        raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
 
 
 def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:

@@ -288,9 +288,23 @@ class Predictor:
             inputs["image"] = images.decode(image, self.about.channels)
         return inputs
 
+    @cached_property
+    def _reads_short_texts(self) -> bool:
+        """Return True if the network reads texts of fewer tokens than in training; SigLIP, for example, does not."""
+        shapes = self._shapes()
+        length = shapes["attention_mask"].shape[1]
+        cut = lambda x: jax.ShapeDtypeStruct((x.shape[0], 1), x.dtype) if x.shape[1:] == (length,) else x
+        short = {name: cut(x) for name, x in shapes.items()}
+        try:
+            run = lambda v, rows: self.model.apply(v.params, v.state, rows, train=False, key=jax.random.key(0))
+            jax.eval_shape(run, self.variables, short)
+        except (ValueError, TypeError):
+            return False
+        return True
+
     def _shortened(self, batch: Batch) -> Batch:
         """Remove padding from a batch of texts: shorten it to its longest text, rounded up to a power of 2."""
-        if "attention_mask" not in batch:
+        if "attention_mask" not in batch or not self._reads_short_texts:
             return batch
         length = batch["attention_mask"].shape[1]
         longest = int(batch["attention_mask"].sum(1).max())

@@ -13,6 +13,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.export.predictions import Predictions, RecordPredictor
 
 PLACE = "{}"  # stands for the name of a class in a template
+SAME = 1 - 1e-6  # smallest cosine of two vectors of the same tokens
 
 
 class ZeroShotClassifier:
@@ -30,7 +31,7 @@ class ZeroShotClassifier:
 
     Raises:
         ConfigError: the model does not read images and one text; there are fewer than two classes, or an empty or
-            repeated one; or a template lacks `{}`.
+            repeated one, or two that the model cannot tell apart; or a template lacks `{}`.
     """
 
     def __init__(self, predictor: RecordPredictor, classes: Sequence[str], templates: Sequence[str] = (PLACE,)):
@@ -49,6 +50,7 @@ class ZeroShotClassifier:
             raise ConfigError("--classes", f"{problem}. Choose a run with towers(...), clip(...) or siglip(...).")
         units = _unit(outputs.text_embeddings).reshape(len(self.class_names), len(templates), -1)
         self._vectors = _unit(units.mean(1))  # [classes, width]
+        check_distinct(self.class_names, self._vectors)
         self.about = about._replace(texts=[], columns={k: v for k, v in about.columns.items() if k == "image"})
 
     @property
@@ -95,15 +97,33 @@ def check_classes(classes: Sequence[str], templates: Sequence[str]) -> None:
         ConfigError: one of these does not hold; the message names the option of the command.
     """
     if not isinstance(classes, Sequence) or isinstance(classes, str) or len(classes) < 2:
-        raise ConfigError("--classes", f"{classes!r}: give the names of two classes or more.")
+        named = ", ".join(map(repr, classes)) if isinstance(classes, list | tuple) else repr(classes)
+        raise ConfigError("--classes", f"{named or 'nothing'}: give the names of two classes or more.")
     if empty := [name for name in classes if not isinstance(name, str) or not name.strip()]:
         raise ConfigError("--classes", f"{empty[0]!r} names no class. Give a text for each class.")
     if twice := next((name for name in classes if list(classes).count(name) > 1), ""):
-        raise ConfigError("--classes", f"{twice!r} is there twice. Give each class once.")
+        raise ConfigError("--classes", f"contains {twice!r} twice. Give each class once.")
     if isinstance(templates, str) or not templates:
-        raise ConfigError("--template", "there is none. Give at least one text with {} for the name of a class.")
+        raise ConfigError("--template", "is missing. Give at least one text with {} for the name of a class.")
     if without := [template for template in templates if PLACE not in template]:
         raise ConfigError("--template", f"{without[0]!r} has no {{}} for the name of a class. Add it.")
+
+
+def check_distinct(classes: Sequence[str], vectors: Float[np.ndarray, "classes width"]) -> None:
+    """Require that the vectors of the classes differ.
+
+    Two are the same if the tokenizer does not know the words in which the names differ, or cuts them off.
+
+    Raises:
+        ConfigError: two classes have the same vector; the message names them.
+    """
+    exact = vectors.astype(np.float64)
+    same = np.triu(exact @ exact.T > SAME, k=1)
+    if same.any():
+        one, other = (classes[number] for number in np.argwhere(same)[0])
+        problem = f"{one!r} and {other!r} have one embedding, as if they were the same text"
+        cure = "Use words that the tokenizer knows, or a shorter --template, so that the names are not cut off"
+        raise ConfigError("--classes", f"{problem}. {cure}.")
 
 
 def _unit(x: Float[np.ndarray, "*rows width"]) -> Float[np.ndarray, "*rows width"]:

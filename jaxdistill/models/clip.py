@@ -4,7 +4,7 @@ Both have two encoders (towers), one for images and one for texts, which embed i
 Learning Transferable Visual Models From Natural Language Supervision, and Sigmoid Loss for Language Image Pre-Training.
 
 CLIP encodes texts causally and pools them at the end token; it pools images at a class token. SigLIP encodes texts
-without a causal mask and pools them at the last position; it pools images by attention from a learned probe, and its
+without any mask and pools them at the last position; it pools images by attention from a learned probe, and its
 logits have a bias.
 """
 
@@ -101,12 +101,13 @@ def siglip(
     epsilon: float = 1e-6,
     attentions: bool = False,
 ) -> Model:
-    """Build SigLIP, which reads the batch fields `image`, `input_ids` and, if the batch has it, `attention_mask`.
+    """Build SigLIP, which reads the batch fields `image` and `input_ids`.
 
     One encoder (tower) embeds the images, and another one the texts. The logits, `[images, texts]`, are
     `exp(s) * image_embeddings @ text_embeddings.T + b` over all images and texts of the batch, with unit-norm
-    embeddings and learned s and b. The sigmoid of a logit is the probability that the pair matches. Pad every text to
-    `positions` tokens, because the text tower pools a text at the last position.
+    embeddings and learned s and b. The sigmoid of a logit is the probability that the pair matches. Texts are padded to
+    `positions` tokens (`length` in `data.tokens`), because the text tower pools a text at the last position. It attends
+    to padding too, as in the authors' code (github.com/google-research/big_vision).
 
     Args:
         vocabulary: number of tokens in the vocabulary.

@@ -29,7 +29,8 @@ class TextTower(nnx.Module):
         projection: width of the embeddings.
         end: for CLIP, the id of the end token: attention is causal, and a text is pooled at the first end token. If
             `end` is 2, as in the first configs of CLIP, a text is pooled at the token with the highest id instead. None
-            for SigLIP: attention is not causal, and a text is pooled at the last position.
+            for SigLIP: attention is not causal and includes padding, as in the authors' code, and a text is pooled at
+            the last position. Each text must therefore be padded to `positions` tokens.
         rngs: random streams of the initial parameters.
     """
 
@@ -48,9 +49,13 @@ class TextTower(nnx.Module):
         length, positions = ids.shape[1], self.position.num_embeddings
         if length > positions:
             raise ValueError(f"texts of {length} tokens exceed the {positions} positions; truncate the texts")
-        mask = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids)))[:, None, None, :] > 0
+        if self.end is None and length < positions:
+            problem = f"SigLIP reads texts that are padded to {positions} tokens, and these have {length}"
+            raise ValueError(f"{problem}; set length={positions} in data.tokens")
+        mask = None
         if self.end is not None:
-            mask = mask & jnp.tril(jnp.ones((length, length), bool))
+            real = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids)))[:, None, None, :] > 0
+            mask = real & jnp.tril(jnp.ones((length, length), bool))
         x = by_rows(self.token(ids) + self.position(jnp.arange(length)))  # [batch, length, width]
         for number, block in enumerate(self.blocks):
             x, _ = block(x, train, jax.random.fold_in(key, number), mask)

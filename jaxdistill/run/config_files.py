@@ -42,7 +42,8 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
     name, _, preset = path.partition(":")
     file = Path(name)
     if not file.is_file():
-        problem = "is a folder" if Path(name).is_dir() else "does not exist"
+        kind = "is a folder" if file.is_dir() else "is a device or a pipe"
+        problem = kind if file.exists() else "does not exist"
         raise ConfigError("--config", f"{name!r} {problem}. Try --preset demo.")
     if file.suffix == ".json":
         return _from_json(file, trust_source)

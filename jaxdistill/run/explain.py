@@ -284,6 +284,12 @@ def _rounded(bits: Bits) -> dict[str, float]:
     return {"bits": round(bits.total, 4), "low": round(bits.low, 4), "high": round(bits.high, 4)}
 
 
+def _check_nearest(number: int, classes: int) -> None:
+    if number >= classes:
+        problem = f"{number} relations of each class, and there are {classes} classes"
+        raise ConfigError("--nearest", f"{problem}. Give at most {classes - 1}.")
+
+
 def write_relations(run: Path, model: str, file: Path, number: int, trust_source: bool = False) -> int:
     """Write the class relations of a model (which classes it finds similar) to a graph file, and return their number.
 
@@ -301,11 +307,11 @@ def write_relations(run: Path, model: str, file: Path, number: int, trust_source
     finished = results(run)
     data = _resolved(run, trust_source).data
     check_test_records(finished, data)
+    if data.classes:
+        _check_nearest(number, data.classes)
     outputs = outputs_of(run, model, data, trust_source=trust_source)
     strengths = relations(outputs.logits, outputs.labels)
-    if number >= len(strengths):
-        problem = f"{number} relations of each class, and there are {len(strengths)} classes"
-        raise ConfigError("--nearest", f"{problem}. Give at most {len(strengths) - 1}.")
+    _check_nearest(number, len(strengths))
     edges_of_teacher, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
     try:
         write_graph(file, Graph(tuple(names), edges_of_teacher))

@@ -110,7 +110,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
     spec, tokens = config.student.model, data.tokenization
     form, image = architecture_of_spec(spec), shapes.get("image")
     augment = [text for text in config.data.augment if not registry.transforms.build(text, "data.augment").draws]
-    if _image_processor(config, shapes):  # the folder has it
+    if _image_processor(config, shapes):  # the folder contains the preprocessing
         is_processed = lambda text: parse(text, "data.augment").name == "processed"
         augment = ["processed(source='.')" if is_processed(text) else text for text in augment]
     return About(

@@ -248,9 +248,13 @@ def _check_finite(stage: str, step: int, row: Mapping[str, float], at_start: boo
             term = name.removeprefix("terms/")
             if at_start:  # so the rate cannot be the reason
                 cure = "Check the records, the initial weights, the outputs of the teachers, and weights and arguments"
-                is_term = name.startswith("terms/")
-                path, what = (f"objective.{term}", f"{stage}:") if is_term else ("objective", f"{stage}: {name} is")
-                end = "" if is_term else " The derivative of a loss may be infinite, as that of a root at 0."
+                if name.startswith("terms/"):
+                    path, what, end = f"objective.{term}", f"{stage}:", ""
+                elif name in ("loss", "grad_norm"):
+                    path, what = "objective", f"{stage}: {name} is"
+                    end = " The derivative of a loss may be infinite, as that of a root at 0."
+                else:  # a metric of the training algorithm
+                    path, what, end = "step", f"{stage}: {name} is", ""
                 raise BadStartError(path, f"{what} {row[name]} at step 1, before an update. {cure} of the losses.{end}")
             raise NonFiniteError(
                 f"{stage}: {term} is {row[name]} at step {step}. Checkpoints before that step are kept. "

@@ -5,9 +5,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 
 NAME_BYTES = 255  # largest length of a file name on most file systems
+RECORDS = ("config.json", "results.json")  # files in the folder of a run
+DERIVED = ("records.json", "explanation.json", "report.html", "lock")  # files beside them
 BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
@@ -52,7 +55,7 @@ def check_study(folder: Path) -> None:
     Raises:
         ConfigError: the folder holds the files of a run, or cannot be written.
     """
-    if any((folder / name).exists() for name in ("config.json", "results.json")):
+    if any((folder / name).exists() for name in RECORDS):
         raise ConfigError("--workdir", f"{str(folder)!r} holds a run. Choose another folder.")
     check_writable(folder, "--workdir")
 
@@ -106,10 +109,21 @@ def check_output(file: Path, option: str, overwrite: bool) -> None:
 
     Raises:
         ConfigError: the file exists and may not be replaced, the path is that of a folder, or the file cannot be
-            written.
+            written. A file of a run, a cache or an exported model may never be replaced.
     """
     if file.is_dir():
         raise ConfigError(option, f"{str(file)!r} is a folder. Choose a file.")
     if (file.exists() or file.is_symlink()) and not overwrite:
         raise ConfigError(option, f"{str(file)!r} exists. Choose another file, or replace it with --overwrite.")
+    if file.exists() and _is_of_run(file.absolute()):
+        raise ConfigError(option, f"{str(file)!r} belongs to a run, or to a sealed folder. Choose another file.")
     check_writable(file.absolute().parent, option)
+
+
+def _is_of_run(file: Path) -> bool:
+    """Return True for a file that a run keeps, or that lies in a folder whose files are sealed."""
+    beside_record = any((file.parent / name).is_file() for name in RECORDS)
+    if beside_record and (file.name in (*RECORDS, *DERIVED) or file.suffix == ".py"):
+        return True
+    is_of_model = lambda folder: all((folder / name).is_file() for name in ("result.json", "log.jsonl"))
+    return any(is_of_model(folder) or (folder / seal.FOLDER_SEAL).is_file() for folder in file.parents)

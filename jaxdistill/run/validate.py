@@ -62,7 +62,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.teachers_have_the_classes,
         terms.fusion_fits,
         terms.terms_fit,
-        terms.graphs_number_the_classes_alike,
+        terms.class_numbers_match,
         terms.terms_of_pairs_read_embeddings,
         terms.text_reductions_have_texts,
         stage.evaluated_layers_exist,

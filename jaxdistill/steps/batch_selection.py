@@ -17,12 +17,14 @@ Both models score the whole batch in evaluation mode and without gradients: ever
 student, and one of the teacher unless its outputs are cached; the selected rows are then run again. The control of a
 run trains on all rows of its batches. If L is a loss of pairs, such as `contrastive` or `sigmoid`, the candidates are
 all rows of the batch in the scores, and the selected rows alone in the training. Of equal scores, the earlier row is
-taken. Random draws in proportion to the score (ACID), and scores that depend on the rows selected so far (JEST, Evans
-et al., 2024, arxiv.org/abs/2406.17711), are not implemented. The log has `selection/selected` and `selection/all`, the
-mean scores of the selected rows and of all rows, without infinite ones.
+taken. A score that is not a number stops the run. Random draws in proportion to the score (ACID), and scores that
+depend on the rows selected so far (JEST, Evans et al., 2024, arxiv.org/abs/2406.17711), are not implemented. The log
+has `selection/selected` and `selection/all`, the mean scores of the selected rows and of all rows, without infinite
+ones.
 
 Config: step = "batch_selection(share=0.2, loss=contrastive())"; batch_size = 500
-When: there are more rows than steps, and many rows teach nothing: wrong labels, repetitions, what is long known.
+When: there are more rows than steps, and many rows teach nothing: wrong labels, repetitions, and rows that the student
+    has learned.
 Checked: scores and choice by hand, for classes, pairs and tokens; rows with wrong labels are left out, and taken by
     `by="hard"`.
 Experiment: `experiments/selection`.
@@ -74,7 +76,7 @@ def batch_selection(
     Raises:
         ValueError: `share` is out of range, there is no such teacher, or the loss needs gradients or generated texts;
             when the train state is initialised, the loss has parameters or gives no value for each row, or the
-            teacher has its own tokens, on which the labels of the batch say nothing.
+            teacher has its own tokens, which neither the labels nor the student's tokens match.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1; got {share}")
@@ -90,8 +92,9 @@ def batch_selection(
         run = lambda model, v: model.apply(v.params, v.state, rows, train=False, key=models_key)[0].dense()
         out, outputs = run(student, values), tuple(map(run, teachers, frozen))
         target = select_teacher(outputs, teacher) if outputs else out
-        if by != "hard" and target.spans is not None:
-            raise ValueError("the teacher has its own tokens, and the labels are the student's; choose by='hard'")
+        if (by != "hard" or "teacher" in loss.needs) and target.spans is not None:
+            cure = "choose by='hard', and a loss that reads labels alone"
+            raise ValueError(f"the teacher has its own tokens, which are not those of the student; {cure}")
         temperature = loss.temperature(ts.step) if loss.temperature else 1.0
         params = {"student": values.params, "teachers": tuple(v.params for v in frozen)}
         signals = Signals(out, outputs, target, rows, rows["mask"], ts.step, temperature, params)
@@ -100,7 +103,6 @@ def batch_selection(
             score += row_losses(loss, signals, loss_key)
         if by != "hard":
             score -= row_losses(loss, replace(signals, student=target), loss_key)
-        score = jnp.where(jnp.isnan(score), jnp.inf, score)  # a NaN is selected, so that it stops the run
         return jax.lax.stop_gradient(score)
 
     def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
@@ -117,11 +119,12 @@ def batch_selection(
         places = chosen[row_numbers(count)]  # those that this device trains on
         selected = jax.tree.map(lambda x: by_rows(x[places]), all_rows)
         gradient, means, state = parts.gradient(ts, frozen, {**batch, "train": selected}, objective.weights(ts.step))
+        # infinite scores have no mean; a NaN stays, so that it stops the run
+        has_mean, known = ~jnp.isinf(score) & counted, jnp.where(jnp.isinf(score), 0, score)
         is_selected = jnp.zeros(all_scores.shape, bool).at[chosen].set(True)[row_numbers(len(score))]
-        finite, known = jnp.isfinite(score) & counted, jnp.where(jnp.isfinite(score), score, 0)
         metrics = step_metrics(means, objective.total(means, ts.step), gradient) | {
-            "selection/selected": shared_mean(known, finite & is_selected)[1],
-            "selection/all": shared_mean(known, finite)[1],
+            "selection/selected": shared_mean(known, has_mean & is_selected)[1],
+            "selection/all": shared_mean(known, has_mean)[1],
         }
         return parts.descend(ts, gradient, state), metrics
 
@@ -145,7 +148,8 @@ def row_losses(loss: Term, signals: Signals, key: Key) -> Float[Array, " rows"]:
     result = loss.apply({}, {}, signals, key=key)[0]
     values, mask = result if isinstance(result, tuple) else (result, signals.mask)
     if values.shape[:1] != signals.mask.shape[:1]:
-        raise ValueError(f"the loss gives values of shape {list(values.shape)}; choose one with a value for each row")
+        shape = f"an array of shape {list(values.shape)}" if values.ndim else "one number for the whole batch"
+        raise ValueError(f"loss=...: this loss gives {shape}; choose one with a value for each row")
     counted, axes = broadcast_mask(mask, values.shape), tuple(range(1, values.ndim))
     return jnp.sum(jnp.where(counted, values, 0), axes) / jnp.maximum(jnp.sum(counted, axes), 1)
 

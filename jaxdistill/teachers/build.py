@@ -8,6 +8,7 @@ import jax
 from jaxdistill.models.build import build_model
 from jaxdistill.parallel.sharding import Rules
 from jaxdistill.teachers import cache, classes, gradients, own_tokenizer, quantized, submesh
+from jaxdistill.teachers.codec import Encoding
 from jaxdistill.teachers.option import Capability, Context, Lacks, Option
 from jaxdistill.teachers.teacher import Teacher
 
@@ -58,6 +59,20 @@ class TeacherConfig(NamedTuple):
     def cache(self) -> str:
         """Return the spec string of the cache with the teacher's stored outputs; it is empty if there is none."""
         return self.options.get(cache.OPTION.key, "")
+
+    def encodings(self) -> list[tuple[str, Encoding]]:
+        """Return how this teacher's outputs are stored or sent, `[(config path of the option, Encoding)]`.
+
+        The list is empty if the training step runs the teacher itself.
+        """
+        placement, encodings = self.options.get(submesh.OPTION.key, ""), []
+        if self.cache:
+            path = f"{self.path}.{cache.OPTION.key}"
+            encodings.append((path, cache.parse_encoding(self.cache, path)))
+        if placement:
+            path = f"{self.path}.{submesh.OPTION.key}"
+            encodings.append((path, submesh.parse_submesh(placement, path).encoding))
+        return encodings
 
     @property
     def class_map(self) -> tuple[int, ...]:

@@ -140,7 +140,13 @@ class SubmeshTeacher(Teacher):
         return shard_variables(Variables(jax.device_get(head), {}), self.student_mesh, self.rules or DEFAULT_RULES)
 
 
-def _submesh(value: str, path: str) -> Submesh:
+def parse_submesh(value: str, path: str) -> Submesh:
+    """Parse the value of a teacher's option `placement` into a `Submesh`: the number of devices, and what is sent.
+
+    Args:
+        value: spec string of the placement, such as "submesh(devices=2)".
+        path: key of the config for error messages, such as `teachers.big.placement`.
+    """
     return placements.build(value, path)
 
 
@@ -156,7 +162,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> Teacher:
         ConfigError: the teacher lacks a layer of the option, or has no more classes than its `top`; or the sequence
             does not divide into chunks.
     """
-    path, encoding = f"{teacher.path}.{KEY}", _submesh(value, f"{teacher.path}.{KEY}").encoding
+    path, encoding = f"{teacher.path}.{KEY}", parse_submesh(value, f"{teacher.path}.{KEY}").encoding
     outputs = {
         stream: abstract_outputs(teacher.network, f"{teacher.path}.model", rows)[0]
         for stream, rows in context.data.shapes.items()
@@ -190,8 +196,8 @@ OPTION = Option(
         "processes": "several processes have one mesh",
         "planning": "a mesh beside the student's is not planned",
     },
-    devices=lambda value, path: _submesh(value, path).devices,
-    check=_submesh,
+    devices=lambda value, path: parse_submesh(value, path).devices,
+    check=parse_submesh,
 )
 
 

@@ -110,3 +110,12 @@ def test_weight_decay_is_for_matrices_alone():
     for spec in ("sgd(momentum=0.0, weight_decay=0.1)", "adamw(weight_decay=0.1)", "lion(weight_decay=0.1)"):
         moved, _ = update(spec, params, still)
         assert {name for name, x in moved.items() if np.any(x)} == {"kernel", "embed"}
+
+
+@pytest.mark.parametrize("spec", ["adamw(weight_decay=0.1)", "muon(weight_decay=0.1)", "adafactor(weight_decay=0.1)"])
+def test_weight_decay_is_apart_from_the_update(spec):
+    """Check that weights decay by their own share where the gradient is 0 (Loshchilov and Hutter, 2019)."""
+    params = {"up/kernel": jnp.arange(6.0).reshape(3, 2), "up/bias": jnp.ones(2)}
+    moved, _ = update(spec, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(moved["up/kernel"], -0.1 * params["up/kernel"], atol=1e-6)
+    assert not moved["up/bias"].any()

@@ -227,17 +227,19 @@ def test_vectors_of_several_lengths_are_named(monkeypatch, tmp_path):
         without_text(records.take(np.arange(2)))  # the third shape is not in this batch
 
 
-@pytest.mark.parametrize("depends_on_number_alone", [True, False])
-def test_records_that_change_when_they_are_read_again_are_named(depends_on_number_alone, monkeypatch, tmp_path):
-    numbers = np.random.default_rng(0)
+@pytest.mark.parametrize("kind", ["by number", "random", "one array"])
+def test_records_that_change_when_they_are_read_again_are_named(kind, monkeypatch, tmp_path):
+    numbers, array = np.random.default_rng(0), np.zeros(1)
 
-    class Noisy(Own):
+    class Drawn(Own):
         def __getitem__(self, number):
-            source = np.random.default_rng(number) if depends_on_number_alone else numbers
-            return {**super().__getitem__(number), "x": source.normal(size=1)}
+            source = numbers if kind == "random" else np.random.default_rng(number)
+            drawn = source.normal(size=1)
+            array[:] = drawn
+            return {**super().__getitem__(number), "x": array if kind == "one array" else drawn}
 
-    if depends_on_number_alone:
-        assert len(opened(Noisy(own(0)), monkeypatch, tmp_path)) == 6
+    if kind == "by number":
+        assert len(opened(Drawn(own(0)), monkeypatch, tmp_path)) == 6
     else:
         with pytest.raises(ConfigError, match=r"data\.name: record 0, field 'x': it has another value when it is read"):
-            opened(Noisy(own(0)), monkeypatch, tmp_path)
+            opened(Drawn(own(0)), monkeypatch, tmp_path)

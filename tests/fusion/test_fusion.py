@@ -181,3 +181,10 @@ def test_the_mean_of_logits_is_minus_infinity_where_one_teacher_excludes_a_class
     teachers = [Outputs(jnp.asarray([[-jnp.inf, 1.0, 2.0]])), Outputs(jnp.asarray([[5.0, 3.0, 4.0]]))]
     seen = replace(batches.signals(batch=(1,), classes=3), teachers=(teachers[first], teachers[1 - first]))
     assert_close(compiled("average(of='logits')")(seen, KEY).logits, [[-np.inf, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("name", ["confidence", "entropy", "min_norm"])
+def test_the_mean_may_be_that_of_logits(name):
+    p = [[[0.7, 0.2, 0.1]], [[0.1, 0.2, 0.7]], [[0.2, 0.5, 0.3]]]
+    out = fused(f"{name}(of='logits')", *p, label=[0])
+    assert_close(out.logits, np.einsum("kr,krc->rc", out.weights, np.log(p)), rtol=1e-5)

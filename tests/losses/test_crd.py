@@ -268,3 +268,12 @@ def test_a_student_learns_to_know_its_record_if_it_is_told_which():
     """Check that a student learns nothing from random record numbers, the likeliest mistake of a data pipeline."""
     assert retrieved(own_number=True) > 0.6
     assert retrieved(own_number=False) < 0.2
+
+
+def test_at_a_high_temperature_crd_cannot_tell_the_pairs_apart():
+    """Compare with the value of scores that are all equal, by hand: log(1 + k) + k log(1 + 1/k) in two directions."""
+    draw, count = np.random.default_rng(0), 8
+    seen = of_rows(np.float32(draw.normal(size=(5, 3))), np.float32(draw.normal(size=(5, 6))), range(5))
+    term, key = build_loss(f"crd(records=13, negatives={count}, width=4, temperature=1e6)"), jax.random.key(0)
+    value, _ = term.apply(*term.init(key, seen), seen, key=key)
+    assert_close(value, 2 * (np.log(1 + count) + count * np.log(1 + 1 / count)), rtol=1e-4)

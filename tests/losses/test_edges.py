@@ -107,7 +107,9 @@ def test_path_similarity_in_wordnets_format_by_hand(wordnet):
     assert weights(few) == {pair: weight for pair, weight in found.items() if weight >= 0.3}
 
 
-@pytest.mark.parametrize("name", ["cat", "CAT", "true cat", "n00000004", "moggy / True Cat", "moggy/cat#1"])
+@pytest.mark.parametrize(
+    "name", ["cat", "CAT", "true cat", "n00000004", "moggy / True Cat", "moggy/cat#1", "cat#1/moggy"]
+)
 def test_a_class_may_be_named_in_many_ways(name, wordnet):
     assert class_hierarchy.concept_of(name, class_hierarchy.load_hierarchy(str(wordnet))) == "n00000004"
 
@@ -172,6 +174,49 @@ def test_wrong_words_and_files_are_named_in_a_short_line(words, said, wordnet, t
     assert not Path("edges.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("cats", "said"),
+    [
+        ("id: X:3\nname: a\nis_a: X:1\n\n[Term]\nid: X:3\nname: b\nis_a: X:2\n", "the id X:3 stands there twice"),
+        ("id: X:3\nname: a\nis_a: X:4\n\n[Term]\nid: X:4\nname: b\nis_a: X:3\n", "more general than themselves (X:"),
+    ],
+)
+def test_a_repeated_id_and_a_circle_of_concepts_are_damage(cats, said, tmp_path, capsys):
+    (tmp_path / "x.obo").write_text(
+        f"[Term]\nid: X:1\nname: cat\n\n[Term]\nid: X:2\nname: dog\nis_a: X:1\n\n[Term]\n{cats}"
+    )
+    words = ["--source", str(tmp_path / "x.obo"), "--out", str(tmp_path / "edges.json")]
+    assert class_hierarchy.run(["--classes", "cat, dog", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "is damaged" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x.obo", "x.xml"])
+def test_a_pipe_in_place_of_a_hierarchy_is_not_read(name, tmp_path, capsys):
+    os.mkfifo(tmp_path / name)
+    words = ["--source", str(tmp_path / name), "--out", str(tmp_path / "edges.json")]
+    assert class_hierarchy.run(["--classes", "cat, dog", *words]) == 2
+    assert "is not a folder with data.noun, a file .obo or .xml" in capsys.readouterr().err
+
+
+def test_a_class_without_an_edge_is_named(tmp_path, capsys):
+    terms = {"X:1": "cat\n", "X:2": "dog\nis_a: X:1\n", "X:3": "car\nis_a: X:99\n"}
+    (tmp_path / "x.obo").write_text("\n".join(f"[Term]\nid: {key}\nname: {name}" for key, name in terms.items()))
+    words = ["--source", str(tmp_path / "x.obo"), "--out", str(tmp_path / "edges.json")]
+    assert class_hierarchy.run(["--classes", "cat, dog, car", *words]) == 0
+    assert capsys.readouterr().err == "note: related to no other class: car\n"
+
+
+@pytest.mark.parametrize("count", ["zzz", "003"])
+def test_a_line_of_wordnet_with_another_number_of_pointers_is_damage(count, wordnet, capsys):
+    (wordnet / "data.noun").write_text(
+        NOUNS.replace("00000003 06 n 01 artifact 0 001", f"00000003 06 n 01 artifact 0 {count}")
+    )
+    words = ["--source", str(wordnet), "--out", str(wordnet / "edges.json")]
+    assert class_hierarchy.run(["--classes", "cat, dog", *words]) == 2
+    assert "is damaged, or of another format" in capsys.readouterr().err
+
+
 def test_by_default_concepts_ten_steps_apart_are_not_related(tmp_path, capsys):
     chain = "".join(f"[Term]\nid: X:{n}\nname: n{n}\nis_a: X:{n - 1}\n\n" for n in range(1, 12))
     (tmp_path / "x.obo").write_text(f"[Term]\nid: X:0\nname: n0\n\n{chain}")
@@ -203,7 +248,9 @@ def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     for spec in ("graph(edges={})", "related_labels(edges={}, share=0.4)"):
         assert_close(values(spec.format(repr(str(out))), seen), values(spec.format(written), seen))
     again = ["--classes", "cat, dog", "--out", str(out), "--source", str(wordnet)]
-    assert class_hierarchy.run(again) == 2 and "exists; choose another file, or add --overwrite" in capsys.readouterr().err
+    assert (
+        class_hierarchy.run(again) == 2 and "exists; choose another file, or add --overwrite" in capsys.readouterr().err
+    )
     assert edges.read_graph(out).names == ("cat", "dog", "car")
     assert class_hierarchy.run([*again, "--overwrite"]) == 0 and edges.read_graph(out).names == ("cat", "dog")
 

@@ -220,6 +220,16 @@ def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
         jax.eval_shape(model.init, KEY, batch | {"image": jnp.zeros((16, 12, 12, 1))})
 
 
+def test_siglip_reads_texts_that_are_padded_to_its_positions_alone():
+    """Check that padding is visible, as in the authors' code, and that shorter texts are refused."""
+    model, variables, batch = world("siglip")
+    run = lambda rows: model.apply(*variables, rows, train=False, key=KEY)[0].text_embedding
+    hidden = batch | {"attention_mask": jnp.zeros_like(batch["attention_mask"])}
+    assert_close(run(hidden), run(batch))
+    with pytest.raises(ValueError, match="padded to 6 tokens, and these have 5; set length=6 in"):
+        run(batch | {"input_ids": batch["input_ids"][:, :5], "attention_mask": batch["attention_mask"][:, :5]})
+
+
 @one_soon
 def test_the_logits_of_pairs_are_no_classes(kind):
     """Check that logits over the texts of a batch are refused where classes are needed, as in caches and accuracy."""

@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
@@ -11,8 +12,9 @@ from golden.weights import images
 from safetensors.numpy import load_file, save_file
 
 import jaxdistill.models  # noqa: F401  (registers the families)
+from jaxdistill.models.build import build_model
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.family import families, family_name
 from jaxdistill.models.hub.weights import export_arrays
 
 DINO = ("dinov2", "dinov2_smaller", "dinov2_wider", "dinov2_registers", "dinov2_registers_smaller")
@@ -183,3 +185,19 @@ def test_sizes_and_images_that_do_not_fit_are_refused():
         factory(stages=())
     with pytest.raises(ValueError, match="images have 1 channels, but the model has channels=3"):
         factory(channels=3).init(parity.KEY, {"image": images(1, 32, channels=1), "mask": np.ones(1)})
+
+
+def test_the_scales_of_dinov2_begin_at_their_argument():
+    spec = "dinov2(patch=4, width=8, depth=1, heads=2, classes=5, image=8, channels=1, scale=0.25)"
+    params, _ = build_model(spec, "model", "float32").init(
+        jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1)), "mask": jnp.ones(1)}
+    )
+    for name in ("attention_scale", "mlp_scale"):
+        np.testing.assert_array_equal(params[f"blocks/0/{name}"], np.full(8, 0.25))
+
+
+@pytest.mark.parametrize(("kind", "registers"), [("dinov2", 0), ("dinov2_with_registers", 4)])
+def test_a_config_without_a_number_of_registers_has_that_of_transformers(kind, registers):
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "patch_size": 4, "image_size": 8}
+    config = {"model_type": kind, **sizes}
+    assert families[family_name(config)].arguments(config)["registers"] == registers

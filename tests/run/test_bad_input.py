@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_a_config_file_that_cannot_be_used_is_named(mistake, tmp_path, capsys):
     assert message.startswith("--config: ")
     assert str(file) in message
     assert expected in message
+
+
+def test_a_pipe_is_no_config_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "mine.py")
+    message = refused(capsys, tmp_path / "run", source=tmp_path / "mine.py")
+    assert message.startswith("--config: ") and "mine.py' is a device or a pipe" in message
 
 
 def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch, capsys):

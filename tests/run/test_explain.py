@@ -159,6 +159,9 @@ def test_a_graph_that_gives_a_class_another_number_than_the_data_is_refused(tmp_
     problem = r"^objective\.near: .*names 'b' as class 0, and it is class 1 of the data\. Write the graph for a, b, c"
     with pytest.raises(ConfigError, match=problem):
         check_config(config, None)
+    step = f"batch_selection(loss=related_labels(edges={str(file)!r}), share=0.5)"
+    with pytest.raises(ConfigError, match=r"^step: .*names 'b' as class 0, and it is class 1 of the data"):
+        check_config(config_of(data={"name": "named"}, objective={"kd": {}}, step=step), None)
     own = differ(config, objective={"near": {"term": f"graph({str(file)!r}, 'distance', 'records', 'index')"}})
     check_config(own, None)  # its nodes are examples
 
@@ -186,3 +189,8 @@ def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, caps
     assert command("graph", tmp_path / "nothing", "--out", tmp_path / "x.json") == 2
     assert "holds no finished run" in capsys.readouterr().err
     assert command("graph", made / "taught", "--out", file, "--overwrite") == 0
+    for name in ("config.json", "student/result.json", "student/hub/jaxdistill.json"):
+        content = (made / "taught" / name).read_bytes()
+        assert command("graph", made / "taught", "--out", made / "taught" / name, "--overwrite") == 2
+        assert "belongs to a run, or to a sealed folder" in capsys.readouterr().err
+        assert (made / "taught" / name).read_bytes() == content

@@ -45,6 +45,7 @@ def test_a_student_is_measured_by_retrieval_beside_its_teacher_and_control(home)
     [
         ({"objective": {"kd": {}}}, "objective.kd: it reads classes, and a model with two towers has none"),
         ({"task": {"cross_entropy": {}}, "objective": {"contrastive": {}}}, "'label'|reads labels"),
+        ({"step": "batch_selection(loss=cross_entropy(), share=0.5, by='hard')"}, "^step: .*'label'"),
         (
             {"teachers": {"big": {"model": "mlp(widths=(4,), classes=3)", "steps": 1}}},
             "task.contrastive: the student does not have two towers",

@@ -97,7 +97,7 @@ def test_a_wrong_command_is_one_line_and_writes_nothing(words, said, home, train
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_pictures_without_classes_is_predicted(home, trained):
+def test_a_folder_of_pictures_without_classes_is_predicted(home, trained, capsys):
     folder = home / "pictures"
     folder.mkdir()
     for number in range(3):
@@ -109,6 +109,10 @@ def test_a_folder_of_pictures_without_classes_is_predicted(home, trained):
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
     grey = [np.full((8, 8, 1), 60 * number, np.uint8) for number in range(3)]
     assert [row["prediction"] for row in rows] == jaxdistill.load(run).predict(grey).labels
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    assert command("predict", run, "--input", folder, "--output", home / "broken.csv", "--image", "image") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --input: ") and "1.png cannot be read as an image" in err
 
 
 def test_files_of_many_chunks_keep_their_order_and_columns(home, trained, monkeypatch, capsys):

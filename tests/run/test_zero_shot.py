@@ -2,9 +2,11 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from corpora import WORDS, sentences
 from own_runs import QUIET, command
 from pictured_names import config_of, squares, towers
 
@@ -12,6 +14,9 @@ import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
+from jaxdistill.export.predictions import Predictions
+from jaxdistill.export.zero_shot import ZeroShotClassifier
+from jaxdistill.run.distill import check_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +83,7 @@ def test_the_command_classifies_a_file_of_images(pairs, tmp_path, capsys):
     assert command("predict", pairs, *words, "--overwrite", "--template", "a") == 2
     assert "--template: 'a' has no {} for the name of a class" in capsys.readouterr().err
     assert command("predict", pairs, *words[:4], "--overwrite", "--template", "a {}") == 2
-    assert "--template: is a text of a class, and --classes is not set" in capsys.readouterr().err
+    assert "--template: a template needs --classes, which is not set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,8 +93,8 @@ def test_the_command_classifies_a_file_of_images(pairs, tmp_path, capsys):
         (("a",), ("{}",), "give the names of two classes or more"),
         ("ab", ("{}",), "give the names of two classes or more"),
         (("a", " "), ("{}",), "' ' names no class"),
-        (("a", "b", "a"), ("{}",), "'a' is there twice"),
-        (("a", "b"), (), "there is none. Give at least one text with {}"),
+        (("a", "b", "a"), ("{}",), "contains 'a' twice"),
+        (("a", "b"), (), "is missing. Give at least one text with {}"),
         (("a", "b"), ("c",), "'c' has no {} for the name"),
     ],
 )
@@ -97,6 +102,29 @@ def test_wrong_classes_and_templates_are_named(pairs, classes, templates, said):
     with pytest.raises(ConfigError) as error:
         jaxdistill.load(pairs).zero_shot(classes, templates)
     assert said in str(error.value) and error.value.path in ("--classes", "--template")
+
+
+def test_a_model_that_reads_padded_texts_alone_gets_them_padded(home, tmp_path):
+    """Check with SigLIP, which pools a text at its last position, and is refused if texts are shorter than that."""
+    sizes = "patch=4, image=8, vision_width=16, vision_depth=1, vision_heads=2, vision_ffn=16"
+    sizes += ", text_width=16, text_depth=1, text_heads=2, text_ffn=16, positions=16"
+    student = {"model": f"siglip(vocabulary={len(WORDS)}, {sizes})"}
+    alone = {"student": student, "teachers": {}, "objective": {"contrastive": {}}, "control": False}
+    with pytest.raises(ConfigError, match=r"student\.model: .*padded to 16 tokens, and these have 8; set length=16 in"):
+        check_config(config_of(home, **alone), None)
+    config = differ(config_of(home, **alone, steps=2), data={"tokens": sentences(home, 16)})
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    predictor, records = jaxdistill.load(tmp_path / "run"), squares("test")[:8]
+    outputs, exact = predictor.predict(records), predictor.predict(records, batch_size=8)
+    np.testing.assert_allclose(outputs.text_embeddings, exact.text_embeddings, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "template"), [(("zebra", "horse"), "{}"), (("red red", "blue blue"), "red " * 40 + "{}")]
+)
+def test_names_that_the_tokenizer_cannot_tell_apart_are_refused(pairs, classes, template):
+    with pytest.raises(ConfigError, match=f"--classes: '{classes[0]}' and '{classes[1]}' have one embedding"):
+        jaxdistill.load(pairs).zero_shot(classes, (template,))
 
 
 @pytest.mark.parametrize("transform", ["resize(size=8)", "processed(source='{}')"])
@@ -119,10 +147,33 @@ def test_empty_classes_of_the_command_are_no_missing_ones(pairs, tmp_path, word,
     assert command("predict", pairs, *words) == 2
     err = capsys.readouterr().err
     assert "--classes: " in err and said in err
+    assert command("predict", pairs, *words[:4], "--classes", "a,b", "--features", "x") == 2
+    assert "--features: is not read with --classes" in capsys.readouterr().err
+    assert command("predict", pairs, *words[:2], "--output", tmp_path / "out.xlsx", "--classes", "a,b") == 2
+    assert "out.xlsx' has an unknown format" in capsys.readouterr().err
     assert command("predict", pairs, *words[:4], "--classes", "a,b", "--text", "caption") == 2
-    assert "--text: is not read, since the texts are those of --classes" in capsys.readouterr().err
+    assert "--text: is not read with --classes, which needs images alone" in capsys.readouterr().err
 
 
 def test_a_model_without_two_towers_has_no_such_classes(trained):
     with pytest.raises(ConfigError, match=r"--classes: classes are texts, .* Choose a run with two towers"):
         jaxdistill.load(trained("mlp")).zero_shot(("a", "b"))
+
+
+def test_a_classifier_of_images_reads_no_column_of_texts():
+    class Trained:
+        about = SimpleNamespace(
+            inputs={"image": ((2, 2, 1), "uint8")},
+            transforms=(),
+            texts=["text"],
+            columns={"text": ("caption",), "image": ("file",)},
+            _replace=lambda **changed: SimpleNamespace(**changed),
+        )
+        text_fields, class_names = ("text",), ()
+
+        def predict(self, records, batch_size=None, first=0):
+            x = np.eye(len(records), dtype=np.float32)
+            return Predictions(embeddings=x, text_embeddings=x, scale=np.ones(len(records)))
+
+    about = ZeroShotClassifier(Trained(), ("a", "b")).about
+    assert about.columns == {"image": ("file",)} and about.texts == []

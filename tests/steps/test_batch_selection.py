@@ -1,5 +1,7 @@
 """Tests of the step `batch_selection`: scores and choice by hand, wrong labels, pairs, tokens, and mistakes."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,11 +111,26 @@ def test_the_largest_scores_are_taken_in_the_order_of_the_rows():
     assert largest(scores, 3).tolist() == [1, 3, 5] and largest(scores, 2).tolist() == [1, 5]
 
 
-def test_a_nan_is_selected_so_that_it_stops_the_run():
-    rows = batch(RIGHT)
-    rows["train"]["x"] = rows["train"]["x"].at[7].set(jnp.nan)
-    _, metrics = trained_on("batch_selection(loss=cross_entropy(), share=0.25)", rows)
-    assert np.isnan(metrics["terms/cross_entropy"].compute())
+def test_rows_are_scored_at_the_temperature_of_the_step():
+    """Compare the mean score with the divergence of a student of zeros, by hand."""
+    spec = "batch_selection(loss=kd(temperature=phases(values=(1.0, 3.0), at=(0.5,))), share=0.25, by='hard')"
+    step, rows = build(spec, linear(), (linear(),)), batch(RIGHT)
+    state = step.init(KEY, (KNOWS,), rows)
+    for number, t in ((0, 1.0), (10**6, 3.0)):
+        p = np.exp(np.array([4.0, 0, 0]) / t) / np.exp(np.array([4.0, 0, 0]) / t).sum()
+        _, metrics = step.update(replace(state, step=jnp.asarray(number)), (KNOWS,), rows)
+        assert_close(metrics["selection/all"].compute(), t**2 * (p * np.log(3 * p)).sum(), rtol=1e-4)
+
+
+def test_a_score_that_is_nan_stops_the_run_where_the_minimised_loss_is_finite():
+    rows = batch(
+        np.where(np.arange(ROWS) == 7, -1, RIGHT)
+    )  # the cross-entropy of no class is NaN, and kd has no labels
+    spec = "batch_selection(loss=cross_entropy(), share=0.25)"
+    step = build(spec, linear(), (linear(),), kd=WeightedTerm(build_loss("kd")))
+    _, metrics = jax.jit(step.update)(step.init(KEY, (KNOWS,), rows), (KNOWS,), rows)
+    assert np.isfinite(metrics["loss"].compute())
+    assert np.isnan(metrics["selection/all"].compute()) and np.isnan(metrics["selection/selected"].compute())
 
 
 def test_a_row_of_tokens_has_the_mean_loss_of_its_tokens():
@@ -236,11 +253,11 @@ def test_a_teacher_with_its_own_tokens_is_refused_unless_its_loss_does_not_count
     rows = {"train": {"x": x, "label": ids, "mask": jnp.ones((2, 4)), "index": jnp.arange(2)}}
     apply = lambda params, state, rows, *, train, key: (Outputs(rows["x"], spans=TokenSpans(ids, ids)), state)
     teacher, none = Model(lambda key, rows: ({}, {}), apply), Variables({}, {})
-    start = lambda by: build(f"batch_selection(loss=cross_entropy(), share=0.5, by={by!r})", linear(), (teacher,)).init
-    start("hard")(KEY, (none,), rows)
-    for by in ("learnability", "easy"):
-        with pytest.raises(ValueError, match="has its own tokens, and the labels are the student's"):
-            start(by)(KEY, (none,), rows)
+    start = lambda loss, by: build(f"batch_selection(loss={loss}, share=0.5, by={by!r})", linear(), (teacher,)).init
+    start("cross_entropy()", "hard")(KEY, (none,), rows)
+    for loss, by in (("cross_entropy()", "learnability"), ("cross_entropy()", "easy"), ("kd()", "hard")):
+        with pytest.raises(ValueError, match="has its own tokens, which are not those of the student"):
+            start(loss, by)(KEY, (none,), rows)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +271,7 @@ def test_a_teacher_with_its_own_tokens_is_refused_unless_its_loss_does_not_count
             "batch_selection(loss=crd(width=4, negatives=2, records=12))",
             "the loss has parameters or a state of its own",
         ),
-        ("batch_selection(loss=decay())", r"gives values of shape \[\]; choose one with a value for each row"),
+        ("batch_selection(loss=decay())", r"loss=.*gives one number for the whole batch; choose one with a value"),
         ("batch_selection(loss=3)", "3 is no loss"),
         ("batch_selection()", "missing a required argument: 'loss'"),
     ],

@@ -82,6 +82,12 @@ def test_the_gradient_is_that_of_what_the_student_wrote(settings):
     assert_close(metrics["samples/length"].compute(), rows["mask"].sum() / 6)
 
 
+def test_top_p_limits_what_is_sampled():
+    greedy, _ = gradient("on_policy(prompt=3, temperature=0.0)", "samples")
+    nucleus, _ = gradient("on_policy(prompt=3, top_p=1e-6)", "samples")
+    assert apart(nucleus, greedy) < 1e-5 and apart(gradient("on_policy(prompt=3)", "samples")[0], greedy) > 0.01
+
+
 @pytest.mark.slow
 def test_a_step_that_reads_the_data_instead_or_counts_the_prompt_is_told_apart():
     rows, (found, _) = written(3), gradient("on_policy(prompt=3)", "samples")

@@ -115,7 +115,8 @@ def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taugh
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=4))"}}}, "objective.kd", "which is 2"),
         ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
-        ({"step": "batch_selection(loss=kd(), share=0.5)"}, r"teachers\.big\.cache", "which needs all its logits"),
+        ({"step": "batch_selection(loss=kd(), share=0.5)"}, r"teachers\.big\.cache", "needs all its logits"),
+        ({"step": "batch_selection(loss=kd(), share=0.5, by='hard')"}, r"teachers\.big\.cache", "needs all its logits"),
     ],
 )
 def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, said):
@@ -132,9 +133,11 @@ def test_a_cache_of_the_largest_logits_does_not_tell_a_teachers_own_loss(taught,
     cache.write(made, quiet())
     step = "batch_selection(loss=cross_entropy(), share=0.5{})"
     with pytest.raises(
-        ConfigError, match=r"^teachers\.big\.cache: .* needs all its logits\. Use outputs\(\.\.\.\) without top="
+        ConfigError, match=r"^teachers\.big\.cache: .* needs all its logits\. Use outputs\(.* without top="
     ):
         check_config(differ(made, step=step.format("")), tmp_path / "never")
+    with pytest.raises(ConfigError, match="needs all its logits"):
+        check_config(differ(made, step=step.format(", by='easy'")), tmp_path / "never")
     check_config(differ(made, step=step.format(", by='hard'")), tmp_path / "never")  # reads no loss of the teacher
 
 

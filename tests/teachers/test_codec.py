@@ -32,3 +32,11 @@ def test_what_is_kept_has_the_type_that_was_asked_for():
     assert encode(said, Encoding("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
     top = encode(said, Encoding("x", "float16", 1, ()), KEYS[:1])
     assert top["top"].dtype == top["tail"].dtype == jnp.float16
+
+
+def test_scale_and_bias_of_two_towers_are_kept_in_32_bits():
+    x, scale = jnp.ones((4, 3)), jnp.full(4, 117.33)
+    outputs = Outputs(x @ x.T, embedding=x, text_embedding=x, scale=scale, bias=-scale)
+    written = encode(outputs, Encoding("x", "float16", 0, ()), jax.random.split(jax.random.key(0), 4))
+    types = {name: str(values.dtype) for name, values in written.items()}
+    assert types == {"image": "float16", "text": "float16", "scale": "float32", "bias": "float32"}

@@ -18,6 +18,7 @@ folder in WordNet's format, a file .obo, or the ICD's file .xml.
 """
 
 import argparse
+import graphlib
 import itertools
 import os
 import sys
@@ -28,6 +29,7 @@ from typing import NamedTuple
 
 from jaxdistill.core import packages
 from jaxdistill.core.errors import DamageError, suggest
+from jaxdistill.core.notes import note
 from jaxdistill.data.builders.ontologies import Hierarchy, icd, normalised, obo, wordnet
 from jaxdistill.losses.relations.edges import Graph, write_graph
 
@@ -74,9 +76,15 @@ def load_hierarchy(source: str) -> Hierarchy:
     readers: dict[str, Callable[[Path], Hierarchy]] = {".obo": obo, ".xml": icd}
     if (path / "data.noun").is_file():
         readers[path.suffix] = wordnet
-    if path.suffix in readers and path.exists():
+    if path.suffix in readers and (path.is_file() or readers[path.suffix] is wordnet):
         try:
             hierarchy = readers[path.suffix](path)
+            graphlib.TopologicalSorter(hierarchy.parents).prepare()
+        except graphlib.CycleError as error:
+            circle = " < ".join(error.args[1][:9])
+            raise ValueError(
+                f"{source!r} is damaged: some concepts are more general than themselves ({circle})"
+            ) from None
         except (ValueError, IndexError) as error:
             raise ValueError(f"{source!r} is damaged, or of another format ({error})") from None
         if not hierarchy.parents:
@@ -105,6 +113,8 @@ def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
                 return spelling
         concepts = hierarchy.senses.get(normalised(word), ())
         if sense and not sense.isdecimal():
+            if "/" in sense:  # the whole name, of which `bank#2` in `bank#2/shore` is an alternative
+                continue
             raise ValueError(f"{name!r}: {sense!r} is no number of a sense; write it as in 'bank#2'")
         if len(concepts) >= int(sense or 1) > 0:
             return concepts[int(sense or 1) - 1]
@@ -204,6 +214,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, DamageError, packages.FetchError) as error:
         sys.stderr.write(f"error: {str(error).rstrip('.')}.\n")
         return 2
+    related_classes = {number for first, second, _ in graph.edges for number in (first, second)}
+    if alone := [name for number, name in enumerate(graph.names) if number not in related_classes]:
+        note(f"related to no other class: {', '.join(alone):.500}")
     pairs = len(graph.names) * (len(graph.names) - 1) // 2
     related = f"{len(graph.edges)} of {pairs} pairs of {len(graph.names)} classes"
     sys.stdout.write(f"{related} are related; written to {args.out}\n")

@@ -26,6 +26,9 @@ def wordnet(folder: Path) -> Hierarchy:
     """Read the hierarchy of nouns from a folder in WordNet's format (`index.noun`, `data.noun`).
 
     The ids of the concepts are those of ImageNet, such as n02123045.
+
+    Raises:
+        ValueError, IndexError: a line has another form.
     """
 
     def lines(name: str) -> Iterator[list[str]]:
@@ -36,6 +39,8 @@ def wordnet(folder: Path) -> Hierarchy:
     parents, senses = {}, {}
     for fields in lines("data.noun"):
         pointers = fields[5 + 2 * int(fields[3], 16) :]  # after the words (number in base 16) and the pointer count
+        if len(pointers) != 4 * int(fields[4 + 2 * int(fields[3], 16)]):
+            raise ValueError(f"the concept {fields[0]} has another number of pointers than its line says")
         kinds_and_offsets = zip(pointers[0::4], pointers[1::4], strict=False)
         parents[f"n{fields[0]}"] = [f"n{offset}" for kind, offset in kinds_and_offsets if kind in ("@", "@i")]
     for fields in lines("index.noun"):
@@ -102,11 +107,16 @@ def obo(file: Path) -> Hierarchy:
 
     `senses` lists a concept under its name, its synonyms and its former ids. If a text is the name of one concept and a
     synonym of another, the concept with that name comes first in the list.
+
+    Raises:
+        ValueError: a concept has no id, or several, or the id of another one.
     """
     parents: dict[str, Sequence[str]] = {}
     names: dict[str, list[str]] = {}
     synonyms: dict[str, list[str]] = {}
     for concept in read_concepts(file.read_text("utf-8")):
+        if concept.id in parents:
+            raise ValueError(f"the id {concept.id} stands there twice")
         parents[concept.id] = list(concept.parents)
         names.setdefault(normalised(concept.name), []).append(concept.id)
         for name in (*concept.synonyms, *concept.former_ids):

@@ -113,8 +113,8 @@ def sentences(
         if len(names) not in (1, 2):
             raise ValueError(f"{len(names)} fields; name one text, or two for a pair.")
     typed = any(len(names) == 2 for names in by_prefix.values())  # all readers, or none, have token types
-    ours, theirs = check_length(length), check_length(teacher_length or length, "teacher_length")
-    lengths = {"": ours} | dict.fromkeys(others, theirs)
+    check_length(length)
+    lengths = {"": length} | dict.fromkeys(others, check_length(teacher_length or length, "teacher_length"))
 
     def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         toks = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}

@@ -161,7 +161,9 @@ def best_text(rows: list[Row], column: Column) -> str | None:
     """
     rivals = [row for row in rows if role(row["name"]) != "teacher" and row.get(column.key) is not None]
     rivals = [row for row in rivals if math.isfinite(row[column.key])]
-    same = column.key == "latency_ms" and len({row.get("flops") for row in rivals}) == 1  # differences are noise
+    same = (
+        column.key == "latency_ms" and len({row.get("flops") for row in rivals}) == 1
+    )  # measured differences are noise
     if same or len({cell_text(row, column) for row in rivals}) < 2:
         return None
     return cell_text(max(rivals, key=lambda row: column.better * row[column.key]), column)

@@ -100,7 +100,7 @@ def read_graph(file: Path) -> Graph:
         DamageError: the file has changed since it was written.
     """
     try:
-        if file.exists() and not file.is_file():  # to read a pipe would wait for ever
+        if file.exists() and not file.is_file():  # reading a pipe never ends
             raise ValueError("it is no regular file")
         content = json.loads(file.read_text(encoding="utf-8"))
         if seal.SEAL in content:

@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         if options.template and options.classes is None:
-            raise ConfigError("--template", "is a text of a class, and --classes is not set. Set both, or neither.")
+            raise ConfigError("--template", "a template needs --classes, which is not set. Set both, or neither.")
         if options.run.is_file():
             raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
         from jaxdistill.export.zero_shot import PLACE, check_classes
@@ -62,16 +62,19 @@ def run(argv: Sequence[str] | None = None) -> int:
         templates = tuple(options.template) or (PLACE,)
         if options.classes is not None:
             check_classes(options.classes, templates)
-            if options.text:
-                raise ConfigError("--text", "is not read, since the texts are those of --classes. Leave it out.")
+            for option, names in (("--text", options.text), ("--features", options.features)):
+                if names:
+                    raise ConfigError(option, "is not read with --classes, which needs images alone. Leave it out.")
         from jaxdistill.run.output_checks import check_output
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
 
         check_output(options.output, "--output", options.overwrite)
 
+        from jaxdistill.export.prediction_files import check_format, predict_file
+
+        check_format(options.output)
         predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()
         from jaxdistill.data.table.record_reader import TextFormat
-        from jaxdistill.export.prediction_files import predict_file
 
         named = {"text": options.text, "image": options.image, "features": options.features}
         chosen = {argument: names for argument, names in named.items() if names}

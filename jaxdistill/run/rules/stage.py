@@ -16,7 +16,6 @@ from jaxdistill.models.abstract import abstract_outputs, embeds, has_pairs
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.views import KEY, StageView
-from jaxdistill.teachers.cache import parse_encoding
 
 
 def student_has_the_classes(view: StageView) -> None:
@@ -214,7 +213,7 @@ def selected_rows_divide(view: StageView) -> None:
 def rows_can_be_scored(view: StageView) -> None:
     """Require that a training algorithm that selects rows can compute the losses by which it scores them.
 
-    The teacher's own loss on a row needs all its logits, and the scores are computed without chunks.
+    A score that depends on a teacher needs all its logits, and the scores are computed without chunks.
     """
     selection = view.parts.step.selection
     if selection is None:
@@ -222,12 +221,14 @@ def rows_can_be_scored(view: StageView) -> None:
     if view.config.chunks > 1:
         problem = f"{view.config.step!r} scores rows by whole logits, not in {view.config.chunks} chunks"
         raise ConfigError("step", f"{problem}. Set chunks=1, or another step.")
-    if selection.teacher is not None:
-        teacher = [*view.teacher_configs.values()][selection.teacher]
-        encoding = parse_encoding(teacher.cache, f"{teacher.path}.cache") if teacher.cache else None
-        if encoding and (encoding.draws or encoding.top):
-            problem = f"{view.config.step!r} reads the teacher's loss on each row, which needs all its logits"
-            raise ConfigError(f"{teacher.path}.cache", f"{problem}. Use outputs(...) without top=, or by='hard'.")
+    teachers = [*view.teacher_configs.values()]
+    scored = [teachers[selection.teacher]] if selection.teacher is not None else []
+    for teacher in teachers if "teacher" in selection.loss.needs else scored:
+        for path, encoding in teacher.encodings():
+            if encoding.draws or encoding.top:
+                problem = f"{view.config.step!r} scores each row by the teacher's outputs, and needs all its logits"
+                cure = "Use outputs(...) or submesh(...) without top="
+                raise ConfigError(path, f"{problem}. {cure}.")
 
 
 def step_initialises(view: StageView) -> None:

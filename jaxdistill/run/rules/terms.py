@@ -34,7 +34,7 @@ def fusion_fits(view: StageView) -> None:
         _try_objective(view, {"any": term}, view.parts.components.fusion, "fusion")
 
 
-def graphs_number_the_classes_alike(view: StageView) -> None:
+def class_numbers_match(view: StageView) -> None:
     """Require that a graph file of classes gives each class of the data the number that the data give it.
 
     A name of the graph that is no class of the data, such as a synonym, is not compared.
@@ -42,6 +42,7 @@ def graphs_number_the_classes_alike(view: StageView) -> None:
     numbers = {name: number for number, name in enumerate(view.data.class_names)}
     sections = {"objective": view.config.objective, "task": view.config.task}
     terms = {f"{key}.{name}": entry.term for key, section in sections.items() for name, entry in section.items()}
+    terms["step"] = view.config.step  # whose arguments may be losses
     specs = [(path, spec) for path, term in terms.items() if term for spec in nested_specs(parse(term, path))]
     for path, spec in specs:
         names = inspect.signature(losses[spec.name]).parameters if spec.name in losses else {}
@@ -171,7 +172,10 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
         if signals is None or not has_pairs(signals.student):
             continue
         fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
-        used = jaxpr.used_inputs(functools.partial(_values, term), replace(signals, teacher=fused), KEY)[0]
+        try:
+            used = jaxpr.used_inputs(functools.partial(_values, term), replace(signals, teacher=fused), KEY)[0]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ConfigError(path, typed_message_of(error)) from error
         if any(outputs.logits for outputs in (used.student, *used.teachers, used.teacher) if outputs is not None):
             known = ", ".join(each for each in losses if losses[each].__module__.startswith(pairs.__name__))
             cure = f"Choose {known} or a loss of hidden states"

@@ -298,7 +298,7 @@ class RowSelection(NamedTuple):
 
     share: fraction of the rows that is selected
     loss: loss term that scores the rows
-    teacher: index of the teacher whose own loss is part of the score; None if the student's loss alone counts
+    teacher: index of the teacher on which the score depends; None if it depends on no teacher
     """
 
     share: float

@@ -10,6 +10,8 @@ from jaxdistill.core.errors import ConfigError, DamageError, one_line, user_loca
 Stack = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], dict[str, np.ndarray]]
 IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in every epoch costs more than a small step
 REREAD = 8  # examples that are read twice to see whether a data set returns the same each time
+REREAD_BYTES = 2**26  # of them together, unless one is larger
+ROUNDED = 1e-3  # difference of two such readings, relative to the largest number
 
 
 class Records:
@@ -53,8 +55,8 @@ class Records:
             return
         self._source, self._length = source, len(source)
         first = {field: column[0] for field, column in self._read([0]).items()}
-        decoded_bytes = self._length * sum(np.asarray(value).nbytes for value in first.values())
-        self.in_memory = max(decoded_bytes, getattr(source, "nbytes", 0)) < IN_MEMORY
+        self._record_bytes = sum(np.asarray(value).nbytes for value in first.values())
+        self.in_memory = max(self._length * self._record_bytes, getattr(source, "nbytes", 0)) < IN_MEMORY
         self._columns = self._read(range(self._length)) if self.in_memory else {}
 
     def __len__(self) -> int:
@@ -89,12 +91,14 @@ class Records:
         Raises:
             ConfigError: an example has changed.
         """
-        numbers = range(min(REREAD, self._length))
-        together = self.take(np.asarray(numbers))
+        if self.fingerprint:  # then the source is a file
+            return
+        numbers = range(min(REREAD, self._length, max(1, REREAD_BYTES // max(1, self._record_bytes))))
+        columns = self.take(np.asarray(numbers))
+        together = {field: [np.array(value) for value in column] for field, column in columns.items()}  # copies
         for number in numbers:
             for field, column in self._read([number]).items():
-                first, again = np.asarray(together[field][number]), np.asarray(column[0])
-                if not np.array_equal(first, again, equal_nan=first.dtype.kind == again.dtype.kind == "f"):
+                if not _is_same(together[field][number], np.asarray(column[0])):
                     problem = f"record {number}, field {field!r}: it has another value when it is read again"
                     cure = "Let a record depend on its number alone, and return a new array for each"
                     raise ConfigError(path, f"{problem}. {cure}; random changes belong into data.augment.")
@@ -122,6 +126,14 @@ class Records:
                 raise
             raise DamageError(f"a file of the data set is damaged ({error}); prepare the data again") from None
         return self._stack(records, indices)
+
+
+def _is_same(first: np.ndarray, again: np.ndarray) -> bool:
+    """Return True for two readings of one value, which may be rounded differently if it is computed in batches."""
+    if first.shape == again.shape and first.dtype.kind == again.dtype.kind == "f":
+        largest = np.abs(first).max(initial=0)
+        return np.allclose(first, again, rtol=ROUNDED, atol=ROUNDED * largest, equal_nan=True)
+    return np.array_equal(first, again)
 
 
 def _stack_records(records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, np.ndarray]:

@@ -133,7 +133,10 @@ class Predictor:
     def _read(self) -> Variables:
         shapes = self._shapes()
         model = self._built(self.about.dtype)
-        expected = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
+        try:
+            expected = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
+        except ValueError as error:
+            raise ConfigError("model", f"it does not read the inputs of its run: {error}.") from None
         if model.load is None:
             return jax.device_put(model_folder.read_arrays(self.folder, expected))
         try:
@@ -293,22 +296,25 @@ class Predictor:
         """Return True if the network reads texts of fewer tokens than in training; SigLIP, for example, does not."""
         shapes = self._shapes()
         length = shapes["attention_mask"].shape[1]
-        cut = lambda x: jax.ShapeDtypeStruct((x.shape[0], 1), x.dtype) if x.shape[1:] == (length,) else x
+        size = min(length, SHORTEST)
+        cut = lambda x: jax.ShapeDtypeStruct((x.shape[0], size), x.dtype) if x.shape[1:] == (length,) else x
         short = {name: cut(x) for name, x in shapes.items()}
+        run = lambda v, rows: self.model.apply(v.params, v.state, rows, train=False, key=jax.random.key(0))
         try:
-            run = lambda v, rows: self.model.apply(v.params, v.state, rows, train=False, key=jax.random.key(0))
             jax.eval_shape(run, self.variables, short)
-        except (ValueError, TypeError):
+        except Exception:  # whatever a network raises for another length, also one of the user's
             return False
         return True
 
     def _shortened(self, batch: Batch) -> Batch:
         """Remove padding from a batch of texts: shorten it to its longest text, rounded up to a power of 2."""
-        if "attention_mask" not in batch or not self._reads_short_texts:
+        if "attention_mask" not in batch:
             return batch
         length = batch["attention_mask"].shape[1]
         longest = int(batch["attention_mask"].sum(1).max())
         bucket = min(length, max(SHORTEST, _power_of_two(longest)))
+        if bucket == length or not self._reads_short_texts:
+            return batch
         ends = lambda x: x.ndim == 2 and x.shape[1] == length
         return {name: x[:, :bucket] if ends(x) else x for name, x in batch.items()}
 

@@ -118,12 +118,12 @@ def check_distinct(classes: Sequence[str], vectors: Float[np.ndarray, "classes w
         ConfigError: two classes have the same vector; the message names them.
     """
     exact = vectors.astype(np.float64)
-    same = np.triu(exact @ exact.T > SAME, k=1)
-    if same.any():
-        one, other = (classes[number] for number in np.argwhere(same)[0])
-        problem = f"{one!r} and {other!r} have one embedding, as if they were the same text"
-        cure = "Use words that the tokenizer knows, or a shorter --template, so that the names are not cut off"
-        raise ConfigError("--classes", f"{problem}. {cure}.")
+    for number, vector in enumerate(exact):
+        same = exact[:number] @ vector > SAME
+        if same.any():
+            problem = f"{classes[int(same.argmax())]!r} and {classes[number]!r} have one embedding"
+            cure = "Use words that the tokenizer knows, a shorter --template that cuts no name off, or a trained model"
+            raise ConfigError("--classes", f"{problem}. {cure}.")
 
 
 def _unit(x: Float[np.ndarray, "*rows width"]) -> Float[np.ndarray, "*rows width"]:

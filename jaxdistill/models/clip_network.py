@@ -51,7 +51,8 @@ class TextTower(nnx.Module):
             raise ValueError(f"texts of {length} tokens exceed the {positions} positions; truncate the texts")
         if self.end is None and length < positions:
             problem = f"SigLIP reads texts that are padded to {positions} tokens, and these have {length}"
-            raise ValueError(f"{problem}; set length={positions} in data.tokens")
+            cure = f"set length={positions} in data.tokens, or teacher_length={positions} for a teacher's own tokens"
+            raise ValueError(f"{problem}; {cure}")
         mask = None
         if self.end is not None:
             real = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids)))[:, None, None, :] > 0

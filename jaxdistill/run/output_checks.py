@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 
 NAME_BYTES = 255  # largest length of a file name on most file systems
 RECORDS = ("config.json", "results.json")  # files in the folder of a run
 DERIVED = ("records.json", "explanation.json", "report.html", "lock")  # files beside them
+OF_MODEL = ("result.json", "log.jsonl", "checkpoints")  # in the folder of a model
 BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
@@ -115,15 +116,26 @@ def check_output(file: Path, option: str, overwrite: bool) -> None:
         raise ConfigError(option, f"{str(file)!r} is a folder. Choose a file.")
     if (file.exists() or file.is_symlink()) and not overwrite:
         raise ConfigError(option, f"{str(file)!r} exists. Choose another file, or replace it with --overwrite.")
-    if file.exists() and _is_of_run(file.absolute()):
+    if file.exists() and _is_of_run(file.resolve()):
         raise ConfigError(option, f"{str(file)!r} belongs to a run, or to a sealed folder. Choose another file.")
     check_writable(file.absolute().parent, option)
 
 
 def _is_of_run(file: Path) -> bool:
-    """Return True for a file that a run keeps, or that lies in a folder whose files are sealed."""
-    beside_record = any((file.parent / name).is_file() for name in RECORDS)
-    if beside_record and (file.name in (*RECORDS, *DERIVED) or file.suffix == ".py"):
-        return True
-    is_of_model = lambda folder: all((folder / name).is_file() for name in ("result.json", "log.jsonl"))
-    return any(is_of_model(folder) or (folder / seal.FOLDER_SEAL).is_file() for folder in file.parents)
+    """Return True for a file that a run keeps, or that a seal (a file with the checksums of its folder) lists."""
+    if any((file.parent / name).is_file() for name in RECORDS):
+        return file.name in (*RECORDS, *DERIVED) or file.suffix == ".py"
+    for folder in file.parents:
+        name = file.relative_to(folder).as_posix()
+        if all((folder / record).exists() for record in OF_MODEL) and name.startswith(OF_MODEL):
+            return True
+        if (folder / seal.FOLDER_SEAL).is_file() and name in (seal.FOLDER_SEAL, *(_sealed_names(folder))):
+            return True
+    return False
+
+
+def _sealed_names(folder: Path) -> list[str]:
+    try:
+        return [*(seal.read_digests(folder) or {})]
+    except DamageError:  # then it is unknown which files it lists
+        return [file.relative_to(folder).as_posix() for file in folder.rglob("*")]

@@ -80,7 +80,8 @@ def batch_selection(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1; got {share}")
-    if by != "hard" or "teacher" in loss.needs:
+    reads_teacher = by != "hard" or "teacher" in loss.needs
+    if reads_teacher:
         select_teacher(teachers, teacher)
     if wanted := sorted(loss.needs - {"teacher"}):
         raise ValueError(f"the loss needs {wanted[0]}; choose one that reads outputs and labels alone")
@@ -92,7 +93,7 @@ def batch_selection(
         run = lambda model, v: model.apply(v.params, v.state, rows, train=False, key=models_key)[0].dense()
         out, outputs = run(student, values), tuple(map(run, teachers, frozen))
         target = select_teacher(outputs, teacher) if outputs else out
-        if (by != "hard" or "teacher" in loss.needs) and target.spans is not None:
+        if reads_teacher and target.spans is not None:
             cure = "choose by='hard', and a loss that reads labels alone"
             raise ValueError(f"the teacher has its own tokens, which are not those of the student; {cure}")
         temperature = loss.temperature(ts.step) if loss.temperature else 1.0
@@ -128,7 +129,7 @@ def batch_selection(
         }
         return parts.descend(ts, gradient, state), metrics
 
-    selection = RowSelection(share, loss, None if by == "hard" else teacher % len(teachers))
+    selection = RowSelection(share, loss, teacher % len(teachers) if reads_teacher else None)
     return Step(init, update, objective.streams | {"train"}, selection=selection)
 
 

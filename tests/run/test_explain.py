@@ -189,7 +189,14 @@ def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, caps
     assert command("graph", tmp_path / "nothing", "--out", tmp_path / "x.json") == 2
     assert "holds no finished run" in capsys.readouterr().err
     assert command("graph", made / "taught", "--out", file, "--overwrite") == 0
-    for name in ("config.json", "student/result.json", "student/hub/jaxdistill.json"):
+    own = made / "taught" / "student" / "mine.json"
+    assert (
+        command("graph", made / "taught", "--out", own)
+        == command("graph", made / "taught", "--out", own, "--overwrite")
+        == 0
+    )
+    own.unlink()
+    for name in ("config.json", "student/result.json", "student/../student/hub/jaxdistill.json"):
         content = (made / "taught" / name).read_bytes()
         assert command("graph", made / "taught", "--out", made / "taught" / name, "--overwrite") == 2
         assert "belongs to a run, or to a sealed folder" in capsys.readouterr().err

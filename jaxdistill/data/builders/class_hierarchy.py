@@ -113,7 +113,7 @@ def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
                 return spelling
         concepts = hierarchy.senses.get(normalised(word), ())
         if sense and not sense.isdecimal():
-            if "/" in sense:  # the whole name, of which `bank#2` in `bank#2/shore` is an alternative
+            if "/" in alternative:  # the whole name; its alternatives follow
                 continue
             raise ValueError(f"{name!r}: {sense!r} is no number of a sense; write it as in 'bank#2'")
         if len(concepts) >= int(sense or 1) > 0:
@@ -205,7 +205,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--least: {args.least} is no weight of an edge; give a number from 0 to 1")
         if args.out.is_dir():
             raise ValueError(f"--out: {str(args.out)!r} is a folder; choose a file")
-        if args.out.exists() and not args.overwrite:
+        if args.out.is_file() and not args.overwrite:
             raise ValueError(f"--out: {str(args.out)!r} exists; choose another file, or add --overwrite")
         graph = related_graph(names, load_hierarchy(args.source), args.least)
         if not graph.edges:

@@ -1,6 +1,7 @@
 """Rules about how the parts of a training stage fit together, checked by abstract evaluation (`jax.eval_shape`)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, short_repr, suggest, typed_message_of
+from jaxdistill.core.interfaces import RowSelection
 from jaxdistill.core.memory import device_memory, require, size_of
 from jaxdistill.core.spec import nested_specs, parse
 from jaxdistill.core.sums import Mean
@@ -221,14 +223,29 @@ def rows_can_be_scored(view: StageView) -> None:
     if view.config.chunks > 1:
         problem = f"{view.config.step!r} scores rows by whole logits, not in {view.config.chunks} chunks"
         raise ConfigError("step", f"{problem}. Set chunks=1, or another step.")
-    teachers = [*view.teacher_configs.values()]
-    scored = [teachers[selection.teacher]] if selection.teacher is not None else []
-    for teacher in teachers if "teacher" in selection.loss.needs else scored:
-        for path, encoding in teacher.encodings():
-            if encoding.draws or encoding.top:
-                problem = f"{view.config.step!r} scores each row by the teacher's outputs, and needs all its logits"
-                cure = "Use outputs(...) or submesh(...) without top="
-                raise ConfigError(path, f"{problem}. {cure}.")
+    if selection.teacher is None or not _scores_read_logits(view, selection):
+        return
+    for path, encoding in [*view.teacher_configs.values()][selection.teacher].encodings():
+        if encoding.draws or encoding.top:
+            problem = f"{view.config.step!r} scores each row by the teacher's outputs, and needs all its logits"
+            cure = "Use outputs(...) or submesh(...) without top="
+            raise ConfigError(path, f"{problem}. {cure}.")
+
+
+def _scores_read_logits(view: StageView, selection: RowSelection) -> bool:
+    """Return True if the loss that scores rows reads logits, and not hidden states alone."""
+    signals = view.signals[selection.loss.stream]
+
+    def values(signals: Any, key: Any) -> Any:
+        dense = replace(signals, student=signals.student.dense(), teachers=tuple(t.dense() for t in signals.teachers))
+        target = dense.teachers[selection.teacher]
+        return selection.loss.apply({}, {}, replace(dense, teacher=target), key=key)[0]
+
+    try:
+        used = jaxpr.used_inputs(values, signals, KEY)[0]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ConfigError("step", typed_message_of(error)) from error
+    return any(jax.tree.leaves([outputs.logits for outputs in (used.student, *used.teachers)]))
 
 
 def step_initialises(view: StageView) -> None:

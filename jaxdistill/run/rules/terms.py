@@ -174,6 +174,8 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
         fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
         try:
             used = jaxpr.used_inputs(functools.partial(_values, term), replace(signals, teacher=fused), KEY)[0]
+        except ConfigError:
+            raise
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ConfigError(path, typed_message_of(error)) from error
         if any(outputs.logits for outputs in (used.student, *used.teachers, used.teacher) if outputs is not None):

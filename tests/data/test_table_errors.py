@@ -96,7 +96,6 @@ def test_a_wrong_line_is_named(mistake):
         ("table(path='a.csv', text='text', test=1.5)", "test=1.5 must be between 0 and 1"),
         ("table(path='a.csv', text='text', seed=-1)", "seed=-1 must be between 0 and 2^63 - 1"),
         (f"table(path='a.csv', text='text', seed={2**63})", "must be between 0 and 2^63 - 1"),
-        ("table(path='packed.csv', text='text')", "It is compressed: give it a name that ends with .gz"),
         ("table(path='d.npz', features='x', label='y')", "record 0: b'\\xff' is no label"),
         ("table(path='pictures')", "pictures/cat/2.png is a link to a file that does not exist"),
         ("table(path='a.csv', features=('kind', 'kind'))", "features: the column 'kind' is named twice"),
@@ -126,7 +125,6 @@ def test_what_cannot_be_read_is_said(spec, said):
     write_csv(Path("a.csv"))
     Path("a.doc").touch()
     Path("loop.csv").symlink_to("loop.csv")
-    Path("packed.csv").write_bytes(gzip.compress(b"text,kind\na,b\n" * 99))
     np.savez("d.npz", x=np.zeros((4, 2)), y=np.array([b"\xff", b"\xfe", b"c", b"c"]))
     Path("pictures/cat").mkdir(parents=True)
     Path("pictures/cat/2.png").symlink_to("nothing.png")
@@ -137,6 +135,15 @@ def test_what_cannot_be_read_is_said(spec, said):
     np.savez("b.npz", x=np.array([{}], dtype=object))
     Path("broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     assert said in refusal(spec).message
+
+
+@pytest.mark.parametrize("date", [0, 10, 0x0A0A0A0A, 0x2C2C0A2C, 1764549000])  # in seconds; in the bytes, with newlines
+@pytest.mark.parametrize("name", ["packed.csv", "packed.tsv", "packed.jsonl"])
+def test_a_compressed_file_without_the_suffix_is_named_whatever_its_date(name, date):
+    Path(name).write_bytes(gzip.compress(b"text,kind\na,b\n" * 99, mtime=date))
+    assert (
+        "it is compressed. Give it a name that ends with .gz" in refusal(f"table(path={name!r}, text='text')").message
+    )
 
 
 @pytest.mark.slow  # it waits for a network

@@ -169,7 +169,7 @@ def test_each_argument_has_an_effect(kind, plain, changed, extent):
     [name for name, make in registry.losses.factories.items() if "teacher" in inspect.signature(make).parameters],
 )
 def test_a_loss_compares_the_teacher_that_is_named(name):
-    """Compare with the loss of a student that has this teacher alone."""
+    """Compare with the loss of a student that has this teacher alone; by default, it is the first one."""
     seen = batches.signals(depths=(3, 3), extent=EXTENTS.get(name, ()))
     alone = lambda number: replace(
         seen,
@@ -179,4 +179,5 @@ def test_a_loss_compares_the_teacher_that_is_named(name):
     plain, named = BESIDE.get(name, {}), BESIDE.get(name, {}) | {"teacher": "1"}
     first, second = (values(spec(name, plain), alone(number))[2][0] for number in (0, 1))
     assert_close(values(spec(name, named), seen)[2][0], second)
+    assert_close(values(spec(name, plain), seen)[2][0], first)
     assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-4

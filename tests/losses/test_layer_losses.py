@@ -195,6 +195,17 @@ def test_contexts_by_hand():
     assert_close(hierarchical_context(teacher[:, :1, :1] + 3, teacher[:, :1, :1]), [9.0])
 
 
+def test_review_compares_maps_at_full_size_and_at_4_2_and_1():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 8, 8, 3))
+    pooled = lambda x, size: x.reshape(1, size, 8 // size, size, 8 // size, 3).mean((2, 4))
+    terms = {
+        weight: np.mean((pooled(a, size) - pooled(b, size)) ** 2)
+        for weight, size in zip((1, 1 / 2, 1 / 4, 1 / 8), (8, 4, 2, 1), strict=True)
+    }
+    by_hand = sum(weight * term for weight, term in terms.items()) / sum(terms)
+    assert_close(hierarchical_context(jnp.asarray(a), jnp.asarray(b)), [by_hand])
+
+
 def test_review_projects_to_its_width_or_the_channels_of_the_deepest_layer():
     layer = lambda size, channels: jnp.ones((2, size, size, channels))
     seen = seeing((layer(4, 3), layer(2, 7)), (layer(4, 5), layer(2, 6)))

@@ -14,6 +14,7 @@ from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import row_keys
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
@@ -323,3 +324,8 @@ def test_the_teacher_is_tuned_first_and_then_the_student_learns_from_it():
     for _ in range(2):
         then, _ = plain.update(then, (Variables(tuned[0], {}),), world.batch)
     assert_close(states[4].params["student"], then.params["student"])
+
+
+def test_a_negative_weight_of_the_quiz_is_refused():
+    with pytest.raises(ConfigError, match=r"supervised must be at least 0; got -0\.5"):
+        World("pseudo_labels(supervised=-0.5)")

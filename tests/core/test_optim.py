@@ -112,6 +112,13 @@ def test_weight_decay_is_for_matrices_alone():
         assert {name for name, x in moved.items() if np.any(x)} == {"kernel", "embed"}
 
 
+def test_weights_do_not_decay_unless_it_is_asked_for():
+    params = {"up/kernel": jnp.ones((3, 2))}
+    for spec in ("sgd()", "sgd(nesterov=True)", "muon()", "adafactor()"):
+        moved, _ = update(spec, params, jax.tree.map(jnp.zeros_like, params))
+        assert not np.any(moved["up/kernel"]), spec
+
+
 @pytest.mark.parametrize("spec", ["adamw(weight_decay=0.1)", "muon(weight_decay=0.1)", "adafactor(weight_decay=0.1)"])
 def test_weight_decay_is_apart_from_the_update(spec):
     """Check that weights decay by their own share where the gradient is 0 (Loshchilov and Hutter, 2019)."""

@@ -294,3 +294,10 @@ def test_a_device_that_sees_its_own_rows_alone_is_caught(name, monkeypatch):
     assert_close(over_devices(), np.full(8, value(name, seen)), rtol=1e-4)
     monkeypatch.setattr(relations, "gather", lambda tree: tree)
     assert abs(over_devices().mean() / value(name, seen) - 1) > 0.02
+
+
+def test_a_text_without_tokens_has_a_mean_of_zeros():
+    seen = signals(batch=(2, 3))
+    seen = replace(seen, mask=jnp.asarray([[1.0, 1, 0], [0, 0, 0]]))
+    rows = relations._to_rows(jnp.ones((2, 3, 4)), seen, flat=False)
+    assert_close(rows, [[1.0] * 4, [0.0] * 4])

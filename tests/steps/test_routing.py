@@ -272,3 +272,16 @@ def test_on_several_devices_each_adds_its_share_of_the_penalty():
     loss = lambda v, w, m: _loss_with_entropy_floor(v, w, m, 1.2)[0]
     split = values.reshape(2, 4), jnp.moveaxis(weights.reshape(3, 2, 4), 1, 0), mask.reshape(2, 4)
     assert_close(jax.pmap(loss, axis_name=PMAP_AXIS)(*split).sum(), whole)
+
+
+def test_the_policy_gradient_is_of_the_weight_of_the_teacher_that_is_drawn():
+    """Give each row a sure teacher, so that the draw is known, and compare with the formula."""
+    sure, rewards = np.array([1, 0, 1, 1]), np.array([[0.1, -2.0, -1.0, -0.5], [-0.3, -0.7, -3.0, -0.2]], np.float32)
+    weights = jnp.asarray(np.where(np.arange(2)[:, None] == sure, 0.999999, 1e-6), jnp.float32)
+    found = _policy_gradient(weights, jnp.asarray(rewards), jnp.ones(4), jax.random.key(0))
+    reward = rewards[sure, np.arange(4)]
+    advantage = (reward - reward.mean()) / np.sqrt(reward.var() + 1e-6)
+    assert_close(found, -advantage * np.log(0.999999), rtol=1e-2, atol=1e-8)
+    slope = jax.grad(lambda w: _policy_gradient(w, jnp.asarray(rewards), jnp.ones(4), jax.random.key(0)).sum())(weights)
+    assert_close(slope[sure, np.arange(4)], -advantage, rtol=1e-4)
+    assert_close(slope[1 - sure, np.arange(4)], np.zeros(4))

@@ -8,7 +8,7 @@ rule compiles anything.
 from collections.abc import Callable
 from typing import Any
 
-from jaxdistill.run.rules import data, devices, exports, run, specs, stage, terms
+from jaxdistill.run.rules import data, devices, exports, row_selection, run, specs, stage, terms
 
 Rule = Callable[..., None]
 
@@ -73,8 +73,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.own_models_can_be_evaluated,
         terms.terms_have_gradients,
         terms.masks_are_no_outputs,
-        stage.selected_rows_divide,
-        stage.rows_can_be_scored,
+        row_selection.selected_rows_divide,
+        row_selection.rows_can_be_scored,
         stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,

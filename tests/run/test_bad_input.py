@@ -17,7 +17,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.models.build import build_model as model
 from jaxdistill.run.config import override
 from jaxdistill.run.distill import check_config
-from jaxdistill.run.rules import data, devices, exports, run, specs, stage, terms
+from jaxdistill.run.rules import data, devices, exports, row_selection, run, specs, stage, terms
 from jaxdistill.run.validate import RULES
 
 
@@ -43,7 +43,7 @@ def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str
 
 
 def test_every_rule_is_listed_once():
-    modules = (data, devices, exports, run, specs, stage, terms)
+    modules = (data, devices, exports, row_selection, run, specs, stage, terms)
     functions = [f for module in modules for f in vars(module).values() if inspect.isfunction(f)]
     rules = {f for f in functions if f.__module__.startswith("jaxdistill.run.rules") and not f.__name__.startswith("_")}
     listed = [rule for group in RULES.values() for rule in group]

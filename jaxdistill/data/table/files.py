@@ -109,18 +109,13 @@ def open_tsv(file: Path, text_format: TextFormat) -> RecordReader:
 
 @contextlib.contextmanager
 def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
-    """Return a context manager that turns an error of pyarrow into a `TableError`, which names file and line.
-
-    Raises:
-        TableError: the file is compressed, and its name does not say so.
-    """
+    """Return a context manager that turns an error of pyarrow into a `TableError`, which names file and line."""
     import pyarrow as pa
 
-    if file.suffix != ".gz" and _is_gzip(
-        file
-    ):  # checked first: what a parser makes of these bytes depends on their date
-        raise TableError(f"{file}: it is compressed. Give it a name that ends with .gz.")
     try:
+        with file.open("rb") as stream:  # first: what a parser makes of compressed bytes depends on their date
+            if stream.read(2) == b"\x1f\x8b" and file.suffix != ".gz":
+                raise TableError(f"{file}: it is compressed. Give it a name that ends with .gz.")
         yield
     except (pa.ArrowException, UnicodeDecodeError, LookupError, OSError) as error:
         text = one_line(error)
@@ -132,12 +127,6 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
         if isinstance(error, LookupError) and not isinstance(error, pa.ArrowException):
             raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.") from None
         raise TableError(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
-
-
-def _is_gzip(file: Path) -> bool:
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-    return False
 
 
 def open_json_lines(file: Path, text_format: TextFormat) -> RecordReader:

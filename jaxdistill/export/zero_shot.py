@@ -13,7 +13,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.export.predictions import Predictions, RecordPredictor
 
 PLACE = "{}"  # stands for the name of a class in a template
-SAME = 1 - 1e-6  # smallest cosine of two vectors of the same tokens
+SAME = 2e-6  # greatest squared distance of two vectors of the same tokens
 
 
 class ZeroShotClassifier:
@@ -119,7 +119,7 @@ def check_distinct(classes: Sequence[str], vectors: Float[np.ndarray, "classes w
     """
     exact = vectors.astype(np.float64)
     for number, vector in enumerate(exact):
-        same = exact[:number] @ vector > SAME
+        same = np.square(exact[:number] - vector).sum(1) < SAME
         if same.any():
             problem = f"{classes[int(same.argmax())]!r} and {classes[number]!r} have one embedding"
             cure = "Use words that the tokenizer knows, a shorter --template that cuts no name off, or a trained model"

@@ -123,19 +123,17 @@ def check_output(file: Path, option: str, overwrite: bool) -> None:
 
 def _is_of_run(file: Path) -> bool:
     """Return True for a file that a run keeps, or that a seal (a file with the checksums of its folder) lists."""
-    if any((file.parent / name).is_file() for name in RECORDS):
-        return file.name in (*RECORDS, *DERIVED) or file.suffix == ".py"
+    beside_record = any((file.parent / name).is_file() for name in RECORDS)
+    if beside_record and (file.name in (*RECORDS, *DERIVED) or file.suffix == ".py"):
+        return True
     for folder in file.parents:
-        name = file.relative_to(folder).as_posix()
-        if all((folder / record).exists() for record in OF_MODEL) and name.startswith(OF_MODEL):
+        inside = file.relative_to(folder)
+        if inside.parts[0] in OF_MODEL and all((folder / record).exists() for record in OF_MODEL):
             return True
-        if (folder / seal.FOLDER_SEAL).is_file() and name in (seal.FOLDER_SEAL, *(_sealed_names(folder))):
+        try:
+            digests = seal.read_digests(folder)
+        except DamageError:  # then it is unknown which files it lists
+            return True
+        if digests is not None and (inside.as_posix() in digests or inside.as_posix() == seal.FOLDER_SEAL):
             return True
     return False
-
-
-def _sealed_names(folder: Path) -> list[str]:
-    try:
-        return [*(seal.read_digests(folder) or {})]
-    except DamageError:  # then it is unknown which files it lists
-        return [file.relative_to(folder).as_posix() for file in folder.rglob("*")]

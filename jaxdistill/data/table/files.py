@@ -113,9 +113,6 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
-        with file.open("rb") as stream:  # first: what a parser makes of compressed bytes depends on their date
-            if stream.read(2) == b"\x1f\x8b" and file.suffix != ".gz":
-                raise TableError(f"{file}: it is compressed. Give it a name that ends with .gz.")
         yield
     except (pa.ArrowException, UnicodeDecodeError, LookupError, OSError) as error:
         text = one_line(error)
@@ -313,6 +310,9 @@ def open_file(file: Path, text_format: TextFormat) -> RecordReader:
     if reader is None:
         cure = CURES.get(suffix_of(file), f"Give one of {', '.join(READERS)}.")
         raise TableError(f"{file} has the unknown format {suffix_of(file)!r}. {cure}")
+    with file.open("rb") as stream:  # first: what a parser makes of compressed bytes depends on their date
+        if stream.read(2) == b"\x1f\x8b" and file.suffix != ".gz":
+            raise TableError(f"{file}: it is compressed. Give it a name that ends with .gz.")
     opened = reader(file, text_format)
     if doubled := [name for name in opened.columns if opened.columns.count(name) > 1]:
         raise TableError(f"{file} has two columns {doubled[0]!r}. Rename one of them.")

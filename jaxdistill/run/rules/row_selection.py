@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxdistill.core import jaxpr
-from jaxdistill.core.errors import ConfigError, typed_message_of
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import RowSelection
 from jaxdistill.run.views import KEY, StageView
 
@@ -35,13 +35,13 @@ def rows_can_be_scored(view: StageView) -> None:
     if view.config.chunks > 1:
         problem = f"{view.config.step!r} scores rows by whole logits, not in {view.config.chunks} chunks"
         raise ConfigError("step", f"{problem}. Set chunks=1, or another step.")
-    if selection.teacher is None or not _scores_read_logits(view, selection):
+    if selection.teacher is None:
         return
-    for path, encoding in [*view.teacher_configs.values()][selection.teacher].encodings():
-        if encoding.draws or encoding.top:
-            problem = f"{view.config.step!r} scores each row by the teacher's outputs, and needs all its logits"
-            cure = "Use outputs(...) or submesh(...) without top="
-            raise ConfigError(path, f"{problem}. {cure}.")
+    encodings = [*view.teacher_configs.values()][selection.teacher].encodings()
+    lossy = [path for path, encoding in encodings if encoding.draws or encoding.top]
+    if lossy and _scores_read_logits(view, selection):
+        problem = f"{view.config.step!r} scores each row by the teacher's outputs, and needs all its logits"
+        raise ConfigError(lossy[0], f"{problem}. Use outputs(...) or submesh(...) without top=.")
 
 
 def _scores_read_logits(view: StageView, selection: RowSelection) -> bool:
@@ -55,6 +55,6 @@ def _scores_read_logits(view: StageView, selection: RowSelection) -> bool:
 
     try:
         used = jaxpr.used_inputs(values, signals, KEY)[0]
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ConfigError("step", typed_message_of(error)) from error
+    except (ValueError, TypeError, LookupError, AttributeError):  # a loss that cannot score: another rule explains it
+        return False
     return any(jax.tree.leaves([outputs.logits for outputs in (used.student, *used.teachers)]))
